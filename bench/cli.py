@@ -1,0 +1,287 @@
+"""Run a benchmark, print its tables and keep its results. Started by ./bench/run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import machine
+from bench.first import Scene
+from bench.harness import FAILURES, interleave
+from bench.restores import Restores
+from bench.results import Column, Measure, Outcome, show
+from bench.snapshots import Scene as SnapshotScene
+from tests.lab import Lab  # all found by the line above
+
+RESULTS = Path(__file__).with_name("results")
+WIDTH = 132  # of the tables, where there is no terminal to ask
+UNITS = {"": 1, "MIB": 1, "M": 1, "GIB": 1024, "G": 1024}
+
+FIRST = (
+    Measure("start", "Start: run a program that ends at once", (Column("seconds", "wall"),)),
+    Measure(
+        "checkpoint",
+        "Checkpoint, the workload runs on",
+        (
+            Column("seconds", "wall"),
+            Column("pause_seconds", "pause at the client"),
+            Column("own_gap_seconds", "pause inside", compared=False),
+            Column("bytes", "size", compared=False),
+        ),
+    ),
+    Measure(
+        "restore",
+        "Restore from that checkpoint",
+        (
+            Column("seconds", "until the workload answers"),
+            Column("command_seconds", "until the command ends", compared=False),
+        ),
+    ),
+    Measure(
+        "migration",
+        "Migration to another host",
+        (
+            Column("seconds", "whole move"),
+            Column("pause_seconds", "blackout at the client"),
+            Column("own_gap_seconds", "gap inside", compared=False),
+        ),
+    ),
+)
+
+
+RESTORES = (
+    Measure(
+        "restores",
+        "Restore of a program with so much memory",
+        (
+            Column("seconds", "until it answers"),
+            Column("all_seconds", "until all is there", compared=False),
+            Column("stall_seconds", "worst stall between", compared=False),
+            Column("command_seconds", "until the command ends", compared=False),
+        ),
+    ),
+)
+
+
+SNAPSHOTS = (
+    Measure(
+        "keep",
+        "Keep it as it is, after some of its pages have changed",
+        (
+            Column("seconds", "wall"),
+            Column("pause_seconds", "pause at the client"),
+            Column("bytes", "new bytes"),
+            Column("ratio", "new / changed", compared=False),
+        ),
+    ),
+    Measure(
+        "bring back",
+        "Bring back what was kept last: Redis answers (pymigrate, podman), or its images are there",
+        (Column("seconds", "wall"),),
+    ),
+    Measure(
+        "many",
+        "A repository of many snapshots",
+        (
+            Column("list_seconds", "list", compared=False),
+            Column("oldest_seconds", "oldest answers", compared=False),
+            Column("middle_seconds", "middle answers", compared=False),
+            Column("newest_seconds", "newest answers", compared=False),
+            Column("prune_seconds", "prune to 10", compared=False),
+            Column("told_bytes", "dry run says", compared=False),
+            Column("bytes", "prune says", compared=False),
+            Column("measured_bytes", "disk says", compared=False),
+        ),
+    ),
+)
+
+
+def mebibytes(text: str) -> int:
+    """Read a size such as 512MiB or 1GiB; without a unit it is in MiB."""
+    match = re.fullmatch(r"(\d+)\s*([a-zA-Z]*)", text)
+    if match is None or match[2].upper() not in UNITS or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MiB")
+    return int(match[1]) * UNITS[match[2].upper()]
+
+
+def positive(text: str) -> int:
+    """Read a number of runs."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs")
+    return int(text)
+
+
+def first(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Run the first benchmark."""
+    began, busy = datetime.now(UTC), machine.busy()
+    with ExitStack() as stack:
+        scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), arguments.size)
+        scene.prepare(stack)
+        rows = interleave(
+            [episode for episode in scene.episodes() if {*episode.measures} & {*arguments.only}],
+            arguments.runs,
+            tell=lambda text: console.print(Text(text, style="dim"), soft_wrap=True),
+        )
+    return Outcome(
+        bench="first",
+        when=began,
+        machine=machine.Machine.here(),
+        commit=machine.commit(),
+        versions=scene.versions,
+        settings={"runs": arguments.runs, "memory_mib": arguments.size},
+        busy_before=busy,
+        rows=rows,
+        unavailable=scene.unavailable,
+    )
+
+
+def snapshots(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Run the second benchmark."""
+    began, busy = datetime.now(UTC), machine.busy()
+
+    def tell(text: str) -> None:
+        console.print(Text(text, style="dim"), soft_wrap=True)
+
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(("alpha", "beta")))
+        scene = SnapshotScene(lab, arguments.size, arguments.count, arguments.changed)
+        scene.prepare(stack)
+        rows = interleave([*scene.episodes()], arguments.runs, tell=tell)
+        tell(f"up to {arguments.count} snapshots")
+        scene.fill_up()
+        rows += interleave([*scene.many()], 1, warm_up=False, tell=tell)
+    return Outcome(
+        bench="snapshots",
+        when=began,
+        machine=machine.Machine.here(),
+        commit=machine.commit(),
+        versions=scene.versions,
+        settings={
+            "runs": arguments.runs,
+            "memory_mib": arguments.size,
+            "changed_pages": scene.changed,
+            "count": arguments.count,
+        },
+        busy_before=busy,
+        rows=rows,
+        unavailable=scene.unavailable,
+    )
+
+
+def restores(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Run the third benchmark."""
+    began, busy = datetime.now(UTC), machine.busy()
+    with ExitStack() as stack:
+        scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), max(arguments.sizes))
+        scene.prepare(stack)
+        rows = interleave(
+            [each for mib in arguments.sizes for each in Restores(scene, mib).episodes()],
+            arguments.runs,
+            tell=lambda text: console.print(Text(text, style="dim"), soft_wrap=True),
+        )
+    return Outcome(
+        bench="restores",
+        when=began,
+        machine=machine.Machine.here(),
+        commit=machine.commit(),
+        versions=scene.versions,
+        settings={"runs": arguments.runs, "memory_mib": max(arguments.sizes)},
+        busy_before=busy,
+        rows=rows,
+        unavailable=scene.unavailable,
+    )
+
+
+def measured(outcome: Outcome) -> set[str]:
+    """Return the names of what was measured."""
+    return {row.measure for row in outcome.rows}
+
+
+def stop(number: int, _: FrameType | None) -> NoReturn:
+    """End like Ctrl-C does, so that the lab is taken down."""
+    raise SystemExit(128 + number)
+
+
+def main() -> int:
+    """Run what is asked for; the exit code says nothing about who is faster."""
+    parser = argparse.ArgumentParser(prog="bench/run", description=__doc__)
+    benches = parser.add_subparsers(dest="bench", required=True)
+    bench = benches.add_parser("first", help="start, checkpoint, restore, migration")
+    bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
+    bench.add_argument(
+        "--size", type=mebibytes, default=512, help="of the workload's memory (default: 512MiB)"
+    )
+    names = [measure.name for measure in FIRST]
+    bench.add_argument(
+        "--only", nargs="+", choices=names, default=names, help="measure these (default: all)"
+    )
+    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    bench.set_defaults(act=first, measures=FIRST)
+    bench = benches.add_parser("snapshots", help="snapshots of a Redis, podman, tar, restic, borg")
+    bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
+    bench.add_argument(
+        "--size", type=mebibytes, default=1024, help="of the Redis' data (default: 1GiB)"
+    )
+    bench.add_argument(
+        "--changed",
+        type=float,
+        default=1.0,
+        metavar="PERCENT",
+        help="of its pages before each snapshot (default: 1)",
+    )
+    bench.add_argument(
+        "--count",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="of the snapshots that are listed, restored, pruned (default: 100)",
+    )
+    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    bench.set_defaults(act=snapshots, measures=SNAPSHOTS)
+    bench = benches.add_parser("restores", help="how soon a restored program answers")
+    bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
+    bench.add_argument(
+        "--sizes",
+        type=mebibytes,
+        nargs="+",
+        default=[64, 1024, 4096],
+        help="of the workload's memory (default: 64MiB 1GiB 4GiB)",
+    )
+    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    bench.set_defaults(act=restores, measures=RESTORES)
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        print("bench: this needs root\nhint: sudo ./bench/run", file=sys.stderr)
+        return 20
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
+    progress = Console(stderr=True, highlight=False)
+    try:
+        outcome: Outcome = arguments.act(arguments, progress)
+    except FAILURES as error:
+        progress.print(Text(f"bench: {error}", style="bold red"), soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        progress.print(Text("bench: interrupted; the lab is gone", style="bold red"))
+        return 130
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    show(outcome, [each for each in arguments.measures if each.name in measured(outcome)], console)
+    console.print(Text(f"kept in {outcome.keep(arguments.output)}", style="dim"), soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The first benchmark: start, checkpoint, restore and migration beside podman, runc and CRIU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from bench import workload
+from bench.harness import FAILURES, Episode, Sample
+from bench.subjects.criu import Criu
+from bench.subjects.podman import Podman
+from bench.subjects.pymigrate import Pymigrate
+from bench.subjects.runc import Runc
+from bench.subjects.subject import IMAGE, Subject
+from bench.workload import Ticker, Workload
+from tests.lab import Host, Lab, Place
+
+TICKER = "/tmp/ticker"  # in the client's own /tmp
+SETTLING = 0.3  # seconds of ticking between what is measured and what is reported
+
+
+class Scene:
+    """The lab with all subjects ready to act."""
+
+    def __init__(self, lab: Lab, mib: int) -> None:
+        self.lab = lab
+        self.workload = Workload(mib)
+        self.subjects: list[Subject] = []
+        self.unavailable: dict[str, str] = {}
+        self.versions: dict[str, str] = {}
+
+    def prepare(self, stack: ExitStack) -> None:
+        """Build the programs and make every subject ready; who cannot is noted."""
+        for host in self.lab.hosts.values():
+            workload.build_image(host, IMAGE)
+        workload.build("ticker", self.lab.client.outside("/tmp"))
+        for subject in (Pymigrate(self.lab), Podman(self.lab), Runc(self.lab), Criu(self.lab)):
+            stack.callback(subject.close)
+            try:
+                self.versions |= subject.versions()
+                subject.prepare()
+            except FAILURES as error:
+                self.unavailable[subject.name] = str(error)
+                continue
+            if subject.mac:
+                # A blackout of seconds would make the client forget it, and cost one second more.
+                self.lab.client.ip(
+                    f"neighbour replace {subject.address} lladdr {subject.mac}"
+                    " dev uplink nud permanent\n"
+                )
+            self.subjects.append(subject)
+
+    def episodes(self) -> Iterator[Episode]:
+        """List who does what, in the order of a round."""
+        yield Episode("(harness)", "", ("start",), lambda: enter(self.lab["alpha"]))
+        for subject in self.subjects:
+            if subject.name != "criu":
+                yield Episode(subject.name, "", ("start",), Start(subject).act)
+        for subject in self.subjects:
+            for form in subject.formats:
+                act = Checkpoint(subject, form, self.workload, self.lab.client).act
+                yield Episode(subject.name, form, ("checkpoint", "restore"), act)
+        for subject in self.subjects:
+            if subject.moving:
+                act = Migration(subject, self.workload, self.lab.client).act
+                yield Episode(subject.name, subject.moving, ("migration",), act)
+
+
+def enter(host: Host) -> Iterator[Sample]:
+    """Measure what the harness itself adds to every command: entering the lab's host."""
+    began = time.monotonic()
+    host.run(["true"])
+    yield Sample("start", {"seconds": time.monotonic() - began})
+
+
+class Start:
+    """A container that does nothing, from nothing to nothing."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def act(self) -> Iterator[Sample]:
+        """Measure it once."""
+        began = time.monotonic()
+        self._subject.start()
+        yield Sample("start", {"seconds": time.monotonic() - began})
+
+
+class Checkpoint:
+    """A checkpoint of the running workload, then a restore after it has been removed."""
+
+    def __init__(self, subject: Subject, form: str, what: Workload, place: Place) -> None:
+        self._subject = subject
+        self._form = form
+        self._workload = what
+        self._place = place
+
+    def act(self) -> Iterator[Sample]:
+        """Measure both once."""
+        subject = self._subject
+        with ExitStack() as stack:
+            stack.callback(subject.remove)
+            ticker = stack.enter_context(
+                Ticker(self._place, TICKER, subject.address, self._workload.port)
+            )
+            subject.launch(self._workload)
+            ticker.watch()
+            began = time.monotonic()
+            size = subject.checkpoint(self._form)
+            ended = time.monotonic()
+            yield Sample(
+                "checkpoint", {"seconds": ended - began, **pauses(ticker), "bytes": float(size)}
+            )
+            subject.remove()
+            ticker.expect_answer()
+            began = time.monotonic()
+            subject.restore()
+            ended = time.monotonic()
+            answered = ticker.answered()
+            ticker.verify()
+            yield Sample("restore", {"seconds": answered - began, "command_seconds": ended - began})
+
+
+class Migration:
+    """A move of the running workload, from the command's first instant to its end."""
+
+    def __init__(self, subject: Subject, what: Workload, place: Place) -> None:
+        self._subject = subject
+        self._workload = what
+        self._place = place
+
+    def act(self) -> Iterator[Sample]:
+        """Measure it once."""
+        subject = self._subject
+        with ExitStack() as stack:
+            stack.callback(subject.remove)
+            ticker = stack.enter_context(
+                Ticker(self._place, TICKER, subject.address, self._workload.port)
+            )
+            subject.launch(self._workload)
+            ticker.watch()
+            began = time.monotonic()
+            subject.migrate()
+            ended = time.monotonic()
+            seen = pauses(ticker)
+            ticker.verify()
+            yield Sample("migration", {"seconds": ended - began, **seen})
+
+
+def pauses(ticker: Ticker) -> dict[str, float]:
+    """Return the longest gaps since `watch`, after some more ticking."""
+    ticker.expect_answer()
+    ticker.answered()
+    time.sleep(SETTLING)
+    seen = ticker.report()
+    return {"pause_seconds": seen.longest_gap, "own_gap_seconds": seen.own_gap}

@@ -1,0 +1,122 @@
+"""The third benchmark: how soon a restored program answers, and when all of its memory is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench.first import TICKER, Scene
+from bench.harness import BenchError, Episode, Sample
+from bench.subjects.pymigrate import Pymigrate
+from bench.subjects.subject import NAME, Subject
+from bench.workload import PATIENCE, Ticker, Workload
+
+ARCHIVE = Path("/srv/bench/pymigrate/restores.tar.zst")
+STEP = 0.002  # seconds between two looks at whether all is there
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where it comes from: the words that restore it, and what makes it."""
+
+    name: str
+    restore: tuple[str, ...]
+    keep: Callable[[], object]
+
+
+class Restores:
+    """Restores of one size, from archives and snapshots, lazy and eager, and those of the others.
+
+    What is restored is made anew each time, and not measured.
+    """
+
+    def __init__(self, scene: Scene, mib: int) -> None:
+        self._scene = scene
+        self._workload = Workload(mib)
+        self._host = scene.lab["alpha"]
+
+    def episodes(self) -> Iterator[Episode]:
+        """List who does what, in the order of a round."""
+        for subject in self._scene.subjects:
+            if isinstance(subject, Pymigrate):
+                for source in (self._archive(), self._snapshot()):
+                    for how in ("lazy", "eager"):
+                        words = () if how == "lazy" else ("--eager",)
+                        bring = partial(self._host.pymigrate, *source.restore, *words)
+                        yield self._episode(subject, f"{source.name} {how}", source.keep, bring)
+            elif subject.name != "criu":
+                form = subject.formats[0]
+                keep = partial(subject.checkpoint, form)
+                yield self._episode(subject, form, keep, subject.restore)
+
+    def _archive(self) -> _Source:
+        def keep() -> None:
+            self._host.sh(f"mkdir -p {ARCHIVE.parent}")
+            self._host.pymigrate("checkpoint", NAME, "-o", ARCHIVE)
+
+        return _Source("archive", ("restore", str(ARCHIVE)), keep)
+
+    def _snapshot(self) -> _Source:
+        keep = partial(self._host.pymigrate, "snapshot", "create", NAME)
+        return _Source("snapshot", ("snapshot", "restore", "latest"), keep)
+
+    def _episode(
+        self,
+        subject: Subject,
+        variant: str,
+        keep: Callable[[], object],
+        bring: Callable[[], object],
+    ) -> Episode:
+        act = partial(self._once, subject, keep, bring)
+        return Episode(subject.name, f"{self._workload.mib} MiB {variant}", ("restores",), act)
+
+    def _once(
+        self, subject: Subject, keep: Callable[[], object], bring: Callable[[], object]
+    ) -> Iterator[Sample]:
+        with ExitStack() as stack:
+            stack.callback(self._clean)
+            stack.callback(subject.remove)
+            place = self._scene.lab.client
+            ticker = stack.enter_context(
+                Ticker(place, TICKER, subject.address, self._workload.port)
+            )
+            subject.launch(self._workload)
+            ticker.watch()
+            keep()
+            subject.remove()
+            ticker.expect_answer()
+            began = time.monotonic()
+            bring()
+            ended = time.monotonic()
+            answered = ticker.answered()
+            ticker.watch()
+            complete = max(answered, ended) if subject.name != "pymigrate" else self._complete()
+            stall = ticker.report().longest_gap
+            ticker.verify()
+            yield Sample(
+                "restores",
+                {
+                    "seconds": answered - began,
+                    "command_seconds": ended - began,
+                    "all_seconds": complete - began,
+                    "stall_seconds": stall,
+                },
+            )
+
+    def _complete(self) -> float:
+        """Wait until all memory is there; returns when that was (time.monotonic)."""
+        path = self._host.root / "containers" / NAME / "criu/pager.json"
+        left = self._host.outside(path)
+        deadline = time.monotonic() + PATIENCE
+        while left.exists():
+            if time.monotonic() > deadline:
+                raise BenchError(f"not all memory was there after {PATIENCE:.0f} s")
+            time.sleep(STEP)
+        return time.monotonic()
+
+    def _clean(self) -> None:
+        self._host.sh(f"rm -rf {ARCHIVE} {self._host.root}/snapshots")

@@ -1,0 +1,244 @@
+"""The second benchmark: snapshots of a Redis of which a little changes from one to the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.harness import FAILURES, BenchError, Episode, Sample
+from bench.subjects.archivers import Archiver, Borg, Restic, Tar
+from bench.subjects.podman import Podman
+from bench.subjects.pymigrate import Pymigrate
+from bench.subjects.subject import NAME, fresh
+from bench.workload import Workload
+from tests.lab import Client, Host, Lab, images
+
+PORT = 6379
+PAGE = 4096
+PATIENCE = 300.0  # seconds for a client to change a Redis
+IMAGES = Path("/srv/bench/images")  # CRIU's, unpacked, for those who keep directories
+BACK = Path("/srv/bench/back")
+PLAIN = Path("/srv/bench/plain.tar")
+COPY = "copy"
+COPY_ADDRESS = "10.88.0.12"
+
+
+@dataclass(frozen=True)
+class Server(Workload):
+    """A Redis that writes nothing to its disk by itself."""
+
+    port: int = PORT
+
+    @property
+    def argv(self) -> list[str]:
+        """The command, in an image that has redis-server."""
+        return ["redis-server", "--bind", "*", "--protected-mode", "no", "--save", ""]
+
+    def pages(self, percent: float) -> int:
+        """Return how many pages a part of its data is."""
+        return round(self.mib * (1 << 20) / PAGE * percent / 100)
+
+
+class Filled:
+    """A Redis with data, and the clients that change it and ask whether it is there."""
+
+    def __init__(self, lab: Lab, address: str, server: Server, changed: int) -> None:
+        self._lab = lab
+        self._address = address
+        self._server = server
+        self._changed = changed
+        self._changing: Client | None = None
+
+    def fill(self) -> None:
+        """Write all of the data."""
+        self.client("redis-fill").close()
+
+    def client(self, kind: str) -> Client:
+        """Connect a client of this Redis."""
+        mib = str(self._server.mib)
+        return Client(self._lab.client, kind, self._address, PORT, "--mib", mib)
+
+    def change(self, stack: ExitStack) -> None:
+        """Change its pages, others each time; the client lives as long as the stack."""
+        if self._changing is None:
+            self._changing = stack.enter_context(self.client("redis-change"))
+        self._changing.ask(str(self._changed), patience=PATIENCE)
+
+    def disconnect(self) -> None:
+        """Forget the client, for the Redis was replaced."""
+        if self._changing is not None:
+            self._changing.close()
+            self._changing = None
+
+
+class Scene:
+    """The lab, a Redis of pymigrate's and one of podman's, and stores for the others."""
+
+    def __init__(self, lab: Lab, mib: int, count: int, percent: float) -> None:
+        self.lab = lab
+        self.server = Server(mib)
+        self.count = count
+        self.changed = self.server.pages(percent)
+        self.unavailable: dict[str, str] = {}
+        self.versions: dict[str, str] = {}
+        self._host: Host = lab["alpha"]
+        self._ours = Pymigrate(lab)
+        self._image = images.bootstrap("demo-redis", ["redis-server"])
+        (layer,) = self._image.layers
+        self._layer = self._host.root / "images" / "layers" / layer
+        self._podman = Podman(lab, self._layer, tcp=True)
+        self._kept: list[str] = []
+        self._archivers: list[Archiver] = []
+        self._peers: list[str] = []
+        self._stack = ExitStack()
+        self._here = Filled(lab, self._ours.address, self.server, self.changed)
+        self._there = Filled(lab, self._podman.address, self.server, self.changed)
+
+    def prepare(self, stack: ExitStack) -> None:
+        """Start what is to be kept, and make every subject ready; who cannot is noted."""
+        self._stack = stack
+        for host in self.lab.hosts.values():
+            images.lend(self._image, host)
+        self.versions |= self._ours.versions()
+        where = ("--ip", self._ours.address, "--mac", self._ours.mac)
+        argv = (self._image.name, *self.server.argv)
+        self._host.pymigrate("run", "-d", "--name", NAME, *where, *argv)
+        self._here.fill()
+        redis = self._host.pymigrate("exec", NAME, "redis-server", "--version").stdout
+        self.versions["redis"] = redis.partition("v=")[2].split()[0]
+        stack.callback(self._podman.close)
+        try:
+            self.versions |= self._podman.versions()
+            self._podman.prepare()
+            stack.callback(self._podman.remove)
+            self._podman.launch(self.server)
+            self._there.fill()
+            self._peers.append("podman")
+        except FAILURES as error:
+            self.unavailable["podman"] = str(error)
+        for archiver in (Tar(self._host), Restic(self._host), Borg(self._host)):
+            try:
+                self.versions |= archiver.versions()
+                archiver.prepare()
+                self._archivers.append(archiver)
+            except FAILURES as error:
+                self.unavailable[archiver.name] = str(error)
+
+    def episodes(self) -> Iterator[Episode]:
+        """List who does what, in the order of a round; the images are made by the first."""
+        both = ("keep", "bring back")
+        yield Episode("pymigrate", "snapshot", both, self._ours_once)
+        if self._peers:
+            yield Episode("podman", "export zstd", both, self._podman_once)
+        for archiver in self._archivers:
+            yield Episode(archiver.name, archiver.variant, both, partial(self._archive, archiver))
+
+    def _ours_once(self) -> Iterator[Sample]:
+        self._here.change(self._stack)
+        with self._here.client("redis-ping") as pinging:
+            pinging.ask("before")
+            began = time.monotonic()
+            made = self._host.pymigrate_json("snapshot", "create", NAME)
+            seconds = time.monotonic() - began
+            yield self._kept_sample(seconds, made["new_bytes"], pinging)
+        self._kept.append(made["id"])
+        began = time.monotonic()
+        answered = self._restore_copy(made["id"])
+        yield Sample("bring back", {"seconds": answered - began})
+        self._lay_images_out()
+
+    def _kept_sample(self, seconds: float, size: int, pinging: Client | None) -> Sample:
+        values = {"seconds": seconds, "bytes": float(size)}
+        values["ratio"] = size / (self.changed * PAGE)
+        if pinging is not None:
+            values["pause_seconds"] = float(pinging.ask("after")["longest_gap"])
+            pinging.finish()
+        return Sample("keep", values)
+
+    def _restore_copy(self, identity: str) -> float:
+        """Restore a snapshot beside the original; return when it answered (time.monotonic)."""
+        self._host.pymigrate("snapshot", "restore", identity, "--name", COPY, "--ip", COPY_ADDRESS)
+        try:
+            copy = Filled(self.lab, COPY_ADDRESS, self.server, self.changed)
+            with copy.client("redis-ping"):
+                return time.monotonic()
+        finally:
+            self._host.pymigrate("rm", "-f", COPY)
+
+    def _lay_images_out(self) -> None:
+        """Put CRIU's images where those who keep directories find them; in nobody's time."""
+        self._host.pymigrate("checkpoint", NAME, "-R", "--compress", "none", "-o", PLAIN)
+        fresh(self._host, IMAGES)
+        self._host.sh(f"tar -C {IMAGES} -xf {PLAIN}; rm {PLAIN}")
+
+    def _podman_once(self) -> Iterator[Sample]:
+        self._there.change(self._stack)
+        with self._there.client("redis-ping") as pinging:
+            pinging.ask("before")
+            began = time.monotonic()
+            size = self._podman.checkpoint("zstd")
+            seconds = time.monotonic() - began
+            yield self._kept_sample(seconds, size, pinging)
+        self._there.disconnect()
+        self._podman.remove()
+        self._podman.wire()  # where connections were, a restored one finds its port in use
+        began = time.monotonic()
+        self._podman.restore()
+        with self._there.client("redis-ping"):
+            yield Sample("bring back", {"seconds": time.monotonic() - began})
+
+    def _archive(self, archiver: Archiver) -> Iterator[Sample]:
+        before = archiver.size()
+        began = time.monotonic()
+        archiver.keep(IMAGES)
+        seconds = time.monotonic() - began
+        yield self._kept_sample(seconds, archiver.size() - before, None)
+        fresh(self._host, BACK)
+        began = time.monotonic()
+        archiver.bring_back(BACK)
+        yield Sample("bring back", {"seconds": time.monotonic() - began})
+        fresh(self._host, BACK)
+
+    def many(self) -> Iterator[Episode]:
+        """List what is done to a repository of many snapshots, once."""
+        yield Episode("pymigrate", "", ("many",), self._many_once)
+
+    def fill_up(self) -> None:
+        """Make snapshots until there are as many as wanted, each after a change."""
+        while len(self._kept) < self.count:
+            self._here.change(self._stack)
+            self._kept.append(self._host.pymigrate_json("snapshot", "create", NAME)["id"])
+
+    def _many_once(self) -> Iterator[Sample]:
+        values: dict[str, float] = {}
+        began = time.monotonic()
+        listed = self._host.pymigrate_json("snapshot", "ls")
+        values["list_seconds"] = time.monotonic() - began
+        if len(listed) != self.count:
+            raise BenchError(f"{len(listed)} snapshots are listed, not {self.count}")
+        for name, place in (("oldest", 0), ("middle", self.count // 2), ("newest", -1)):
+            began = time.monotonic()
+            values[f"{name}_seconds"] = self._restore_copy(self._kept[place]) - began
+        rules = ("--keep-last", "10")
+        told = self._prune("--dry-run", *rules)["freed_bytes"]
+        before = self._size()
+        began = time.monotonic()
+        freed = self._prune(*rules)["freed_bytes"]
+        values["prune_seconds"] = time.monotonic() - began
+        values["told_bytes"], values["bytes"] = float(told), float(freed)
+        values["measured_bytes"] = float(before - self._size())
+        self._host.pymigrate("snapshot", "verify", "--data")
+        yield Sample("many", values)
+
+    def _prune(self, *words: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._host.pymigrate_json("snapshot", "prune", *words)
+        return found
+
+    def _size(self) -> int:
+        root = self._host.outside(self._host.root / "snapshots")
+        return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())

@@ -1,0 +1,1 @@
+"""Processes to images and back: CRIU, checkpoints, archives."""

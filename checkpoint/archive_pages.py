@@ -1,0 +1,131 @@
+"""The memory of a container, read from an archive block by block: ``python -m …`` is its filler."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import xxhash
+
+from pymigrate.checkpoint import archive, filling, memory_map, seekable
+from pymigrate.checkpoint.lazily import Skeleton, lay_out_memory
+from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.checkpoint.memory_map import BLOCK, PageFile
+from pymigrate.runtime.errors import BadArchive
+
+ARCHIVE_FD = filling.REPORT_FD + 1
+
+
+@dataclass(frozen=True)
+class ArchivePages:
+    """The files of pages of an open archive; ``places`` say where each begins in it."""
+
+    path: Path
+    file: seekable.Seekable
+    places: Mapping[str, int]
+    digests: Mapping[str, bytes]
+    files: Sequence[PageFile]
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        file: seekable.Seekable,
+        places: Mapping[str, int],
+        sizes: Mapping[str, int],
+        images: Path,
+    ) -> ArchivePages:
+        """Read the maps and digests, which were unpacked and verified. Raises BadArchive."""
+        names = {image.name for image in images.iterdir()}
+        sizes = {Path(name).name: size for name, size in sizes.items()}
+        files = memory_map.page_files(
+            names | sizes.keys(), lambda name: (images / name).read_bytes(), sizes.__getitem__
+        )
+        digests = {}
+        for page_file in files:
+            name = f"{archive.IMAGES}/{page_file.name}"
+            digests[page_file.name] = (images / Path(archive.blocks_of(name)).name).read_bytes()
+            if len(digests[page_file.name]) != page_file.blocks * archive.DIGEST:
+                raise BadArchive(
+                    f"{path} is damaged: it has not one digest for each block of {page_file.name}"
+                )
+        by_name = {Path(name).name: place for name, place in places.items()}
+        return cls(path, file, by_name, digests, files)
+
+    def block(self, file: PageFile, number: int) -> bytes:
+        """Read and verify a block. Raises BadArchive."""
+        place = self.places[file.name] + number * BLOCK
+        try:
+            found = self.file.read_at(place, file.length(number))
+        except BadArchive as error:
+            raise BadArchive(f"{self.path} is damaged: {error.message}") from error
+        at = number * archive.DIGEST
+        if xxhash.xxh3_128_digest(found) != self.digests[file.name][at : at + archive.DIGEST]:
+            raise BadArchive(f"{self.path} is damaged: block {number} of {file.name} was altered")
+        return found
+
+
+@dataclass(frozen=True)
+class FromArchive:
+    """An archive, as `load_from` wants it."""
+
+    archive: archive.Archive
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it was made from."""
+        return self.archive.manifest
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all files of pages."""
+        return self.archive.memory
+
+    def extract(self, into: Path) -> dict[str, str]:
+        """Unpack and verify all of it; returns the SHA-256 of each member. Raises BadArchive."""
+        return self.archive.extract(into)
+
+    def lay_out(self, into: Path) -> Skeleton | None:
+        """Unpack and verify what CRIU needs; None for archives that have no blocks."""
+        laid = self.archive.lay_out(into)
+        if laid is None:
+            return None
+        sizes = {name: self.archive.manifest.members[name] for name in laid.places}
+        try:
+            images = into / archive.IMAGES
+            pages = ArchivePages.of(self.archive.path, laid.file, laid.places, sizes, images)
+            lay_out_memory(pages, images)
+        except BadArchive as error:
+            laid.stream.close()
+            error.message += "; nothing was changed"
+            raise
+        plan = {
+            "path": str(pages.path),
+            "places": laid.places,
+            "sizes": sizes,
+            "images": str(images),
+        }
+        descriptor = os.dup(laid.stream.fileno())
+        laid.stream.close()
+        return Skeleton(laid.sums, __name__, plan, [descriptor])
+
+
+@contextmanager
+def opened(plan: filling.Plan, descriptor: int = ARCHIVE_FD) -> Iterator[ArchivePages]:
+    """Open an archive again, as its filler."""
+    path = Path(str(plan["path"]))
+    file = seekable.opened(descriptor)
+    if file is None:
+        raise BadArchive(f"{path} has no table of frames any more")
+    places = cast("dict[str, int]", plan["places"])
+    sizes = cast("dict[str, int]", plan["sizes"])
+    yield ArchivePages.of(path, file, places, sizes, Path(str(plan["images"])))
+
+
+if __name__ == "__main__":
+    sys.exit(filling.run(opened))

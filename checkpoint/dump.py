@@ -1,0 +1,271 @@
+"""Write a container down, and hold it: CRIU has everything and waits in ``post-dump`` for our vote.
+
+Seen (kernel 6.18, CRIU 4.2.1): while CRIU waits, it has thawed the cgroup and holds the tasks by
+ptrace alone; should it be killed then, they would run on. So the cgroup is frozen again at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pymigrate.checkpoint import criu, diagnosis, rlimits
+from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.checkpoint.requests import (
+    DUMP_LOG,
+    LAZY_CONFIG,
+    SKIPS_SINCE,
+    DumpOptions,
+    Subject,
+    dump_fields,
+    node_mounts,
+)
+from pymigrate.runtime.cgroups import current_layout
+from pymigrate.runtime.container import Container
+from pymigrate.runtime.errors import DumpFailed, WrongState
+from pymigrate.runtime.namespaces import host_id
+from pymigrate.runtime.settings import Spec
+
+HELD_AT = "post-dump"
+ANSWER_SECONDS = 60.0
+KEPT_LOG = "criu-dump.log"
+"""In the container's directory: CRIU's log of its last dump that failed, for `report-bug`."""
+
+
+class HeldDump:
+    """A container that is written down, frozen, and neither dead nor running.
+
+    ``finish`` kills it (or, if it was dumped to be left running, lets CRIU go); ``abandon`` lets it
+    live. Either way its cgroup is frozen afterwards if it lives: to thaw is the caller's.
+
+    A lazy dump can only be abandoned: its memory is in its processes, and CRIU does not kill them.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        session: criu.Session,
+        images: Path,
+        manifest: Manifest,
+        *,
+        lazy: bool,
+    ) -> None:
+        """Wrap a session that waits for its vote; use `hold`."""
+        self.container = container
+        self.images = images
+        self.manifest = manifest
+        self.lazy = lazy
+        self._session: criu.Session | None = session
+
+    def finish(self) -> None:
+        """Vote yes. On cgroup v1 what is frozen does not die, so it is thawed: to die, not to run.
+
+        Raises DumpFailed if CRIU failed all the same.
+        """
+        if self.lazy:
+            raise AssertionError("a lazy dump is abandoned, and then the container is killed")
+        if self._session is None:
+            return
+        session, self._session = self._session, None
+        with session:
+            cgroup = self.container.cgroup
+            if cgroup.freezer_version == 1:
+                # CRIU has sent each task its SIGKILL-to-be by ptrace: none runs on.
+                cgroup.thaw()
+            session.vote(yes=True)
+            answer = _until_finished(session)
+        if not answer.success:
+            raise _failed(self.container, "the dump could not be finished", self.images, answer)
+
+    def abandon(self) -> None:
+        """Vote no: CRIU undoes what it did and leaves the cgroup frozen. May be repeated."""
+        if self._session is None:
+            return
+        session, self._session = self._session, None
+        with session, suppress(criu.HungUp):  # it was killed, which undoes as much
+            session.vote(yes=False)
+            _until_finished(session)
+
+    def __enter__(self) -> Self:
+        """Abandon at the end of the block unless finished."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Abandon unless finished."""
+        self.abandon()
+
+
+def prepare(container: Container) -> criu.Prepared:
+    """Do what needs no frozen container: load CRIU's messages and start CRIU.
+
+    DumpFailed says already now what could never be restored.
+    """
+    _refuse_what_cannot_come_back(container)
+    with container.supervision() as supervision:
+        session = criu.Session.start(
+            lambda argv, fds: supervision.spawn(rlimits.wrapped(argv), fds, in_cgroup=False)
+        )
+    return criu.Prepared(session)
+
+
+def _refuse_what_cannot_come_back(container: Container) -> None:
+    """Raise DumpFailed for what CRIU writes down and could not restore as the container's users."""
+    if not container.spec.private("user"):
+        return
+    if not container.record.network.is_own:
+        # CRIU, as the container's users, would have to mount a sysfs of the host's network.
+        raise DumpFailed(
+            f"{container.name} has users of its own and a network that is not: criu could not "
+            "restore it; it goes on as before",
+            hint="run it without --userns, or with a network of its own",
+        )
+    uid = host_id(container.spec.uid_mappings, 0)
+    for volume in container.record.volumes:
+        for parent in Path(volume.source).parents:
+            status = parent.stat()
+            if not status.st_mode & 0o001 and status.st_uid != uid:
+                raise DumpFailed(
+                    f"{container.name}: its users may not pass through {parent} on the host, so "
+                    f"criu could not mount {volume.source} for them; it goes on as before",
+                    hint=f"chmod o+x {parent}, or keep the volume elsewhere",
+                )
+
+
+def hold(
+    container: Container, images: Path, options: DumpOptions, prepared: criu.Prepared | None = None
+) -> HeldDump:
+    """Dump a frozen container into an empty directory; returns when CRIU waits for the vote.
+
+    Raises DumpFailed with the first cause in CRIU's log; the container is then as it was: frozen.
+    """
+    init = container.state().init
+    if init is None:
+        raise WrongState(f"{container.name} has no processes to write down")
+    subject = subject_of(container, init.pid)
+    manifest = describe(container, init.pid, options)
+    with ExitStack() as opened:
+        images_fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+        opened.callback(os.close, images_fd)
+        config = _memory_file(LAZY_CONFIG, opened) if options.lazy else ""
+        session = (prepared or prepare(container)).take()
+        try:
+            session.ask("DUMP", dump_fields(subject, images_fd, options, config))
+            _until_held(container, session, images)
+            container.freeze()
+        except criu.HungUp as error:
+            session.end()
+            raise _failed(container, str(error), images, None) from error
+        except BaseException:  # also Ctrl-C: whoever thaws the container next must be the last
+            session.end()
+            raise
+    return HeldDump(container, session, images, manifest, lazy=options.lazy)
+
+
+def _memory_file(text: str, opened: ExitStack) -> str:
+    """Return the path of a file that is in no file system, and there as long as `opened` is."""
+    descriptor = os.memfd_create("pymigrate-criu", os.MFD_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    os.write(descriptor, text.encode())
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def subject_of(container: Container, pid: int) -> Subject:
+    """Say what CRIU must know of the container."""
+    network = container.record.network
+    return Subject(
+        pid=pid,
+        network_inode=Path(f"/proc/{pid}/ns/net").stat().st_ino if network.is_own else None,
+        mounts=(
+            *(volume.destination for volume in container.record.volumes),
+            *_host_nodes(container.spec, pid),
+        ),
+        freezer=container.cgroup.freezer_path,
+        own_users=container.spec.private("user"),
+        cut_off=network.is_own and criu.find().number >= SKIPS_SINCE,
+    )
+
+
+def _host_nodes(spec: Spec, pid: int) -> list[str]:
+    """List where device nodes of the host are mounted, as containers with own users have them."""
+    if not spec.private("user"):
+        return []
+    ours = {path for path, _ in node_mounts(spec)}
+    text = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    fields = (line.split(" ") for line in text.splitlines())
+    # Of the masked places the directories are covered by a tmpfs of the container's own.
+    return [each[4] for each in fields if each[4] in ours and each[3] != "/"]
+
+
+def describe(container: Container, pid: int, options: DumpOptions) -> Manifest:
+    """Describe the checkpoint that is about to be made."""
+    from importlib.metadata import version
+
+    system = os.uname()
+    return Manifest(
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        software=f"pymigrate {version('pymigrate')}",
+        criu=criu.find().version,
+        kernel=system.release,
+        machine=system.machine,
+        page_size=os.sysconf("SC_PAGE_SIZE"),
+        cgroup=current_layout().kind,
+        tcp=options.tcp,
+        descriptors=tuple(_link(pid, number) for number in range(3)),
+        record=container.record,
+        spec=container.spec,
+        members={},
+        lazy=options.lazy,
+    )
+
+
+def _link(pid: int, number: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/fd/{number}").readlink())
+    except FileNotFoundError:
+        return ""  # closed by the program
+
+
+def _until_held(container: Container, session: criu.Session, images: Path) -> None:
+    while True:
+        event = session.next()
+        if isinstance(event, criu.Finished):
+            raise _failed(container, "criu could not write it down", images, event)
+        if event.fd is not None:
+            os.close(event.fd)
+        if event.script == HELD_AT:
+            return
+        session.vote(yes=True)
+
+
+def _until_finished(session: criu.Session) -> criu.Finished:
+    while True:
+        event = session.next(ANSWER_SECONDS)
+        if isinstance(event, criu.Finished):
+            return event
+        session.vote(yes=True)
+
+
+def _failed(
+    container: Container, what: str, images: Path, answer: criu.Finished | None
+) -> DumpFailed:
+    _keep_log(container, images)
+    found = diagnosis.explain_file(images / DUMP_LOG)
+    if not found.line and answer is not None:
+        found = diagnosis.explain(answer.message)
+    return DumpFailed(found.sentence(what), hint=found.remedy)
+
+
+def _keep_log(container: Container, images: Path) -> None:
+    kept = container.directory / KEPT_LOG
+    with suppress(OSError):  # a full disk, say: the failure itself is what must be told
+        kept.write_bytes((images / DUMP_LOG).read_bytes()[-diagnosis.MAX_LOG :])
+        kept.chmod(0o600)

@@ -1,0 +1,255 @@
+"""The process that brings the memory of a container that runs already: what it waits for, first.
+
+It is a child of the container's supervisor, for the command that restores ends long before. It
+reads blocks of pages from where the checkpoint lies (`Pages`), each verified, and gives them to
+the pager: a block in which a page is waited for at once, the others in the order of addresses.
+
+It tells the command by a socket that it listens, that all processes are there, or what failed.
+Later there is nobody to be told: then the supervisor ends the container and writes the reason down,
+for a container without its memory cannot go on, and must not with another.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import json
+import queue
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from pymigrate.checkpoint.memory_map import BLOCK, Extent, PageFile
+from pymigrate.checkpoint.pager import PAGE, Keeper, Pager
+from pymigrate.runtime import lock
+from pymigrate.runtime.container import KILL_SECONDS, Container
+from pymigrate.runtime.errors import HostError, PymigrateError
+from pymigrate.runtime.host import Host
+from pymigrate.runtime.supervision import Supervision, SupervisorEnded
+
+REPORT_FD = 3
+READY, ATTACHED, FAILED = "ready", "attached", "failed"
+THREADS = 2
+AHEAD = 4  # blocks that are fetched before they can be placed
+AROUND = 16  # pages of zeros that go with a wanted one
+
+Plan = Mapping[str, object]
+"""What a filler is told: the container's ``directory`` and what its `Pages` need."""
+
+
+class Pages(Protocol):
+    """Where the memory of a checkpoint is read from; used by several threads."""
+
+    @property
+    def files(self) -> Sequence[PageFile]:
+        """The files of pages."""
+
+    def block(self, file: PageFile, number: int) -> bytes:
+        """Return a block of a file, verified. Raises BadArchive, or what hinders the reading."""
+
+
+class _Processes:
+    """Where each address of each process lies in the files of pages."""
+
+    def __init__(self, files: Sequence[PageFile]) -> None:
+        self._extents: dict[int, tuple[PageFile, list[Extent]]] = {
+            file.inner: (file, sorted((*file.lazy, *file.eager), key=lambda each: each.address))
+            for file in files
+            if file.inner is not None
+        }
+
+    def find(self, inner: int, address: int) -> tuple[PageFile, int] | int:
+        """Return the file and the offset of a page; else how many bytes of zeros are there."""
+        if inner not in self._extents:
+            return PAGE  # it had no memory of its own at the dump
+        file, extents = self._extents[inner]
+        after = bisect.bisect_right(extents, address, key=lambda extent: extent.address)
+        if after:
+            before = extents[after - 1]
+            if address < before.address + before.length:
+                return file, before.offset + address - before.address
+        if after < len(extents):
+            return min(AROUND * PAGE, extents[after].address - address)
+        return PAGE
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    file: PageFile
+    number: int
+    content: Future[bytes]
+
+
+class Filling:
+    """Fills one container; `run` returns when nothing is missing, or nobody is left to miss it."""
+
+    def __init__(
+        self, work: Path, keeper: Keeper, pages: Pages, attached: Callable[[], None]
+    ) -> None:
+        """Listen for CRIU in its work directory."""
+        self._pages = pages
+        self._processes = _Processes(pages.files)
+        self._attached = attached
+        self._heard: queue.SimpleQueue[tuple[int, int] | _Fetched | None] = queue.SimpleQueue()
+        self._is_attached = False
+        self._done: set[tuple[str, int]] = set()
+        self._pager = Pager(
+            work,
+            keeper,
+            wanted=lambda inner, address: self._heard.put((inner, address)),
+            attached=self._hear_attached,
+            failed=lambda: self._heard.put(None),
+            room=0,
+        )
+
+    def _hear_attached(self, _count: int) -> None:
+        self._is_attached = True
+        self._heard.put(None)
+
+    def run(self) -> None:
+        """Fill everything."""
+        while not self._is_attached:
+            heard = self._heard.get()
+            self._pager.check()
+            if not isinstance(heard, _Fetched):
+                self._serve(heard)  # CRIU's own restorer may already wait for a page
+        self._attached()
+        with ThreadPoolExecutor(THREADS) as pool:
+            try:
+                self._fill_all(pool)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self._pager.finish()
+
+    def _fill_all(self, pool: ThreadPoolExecutor) -> None:
+        """Fetch some blocks ahead; who waits for a page never waits for these."""
+        missing = (
+            (file, number)
+            for file in self._pages.files
+            for number in range(file.blocks)
+            if any(file.within(number)) and (file.name, number) not in self._done
+        )
+        under_way = sum(self._fetch(pool, *each) for each in itertools.islice(missing, AHEAD))
+        while under_way and not self._pager.is_alone:
+            heard = self._heard.get()
+            self._pager.check()
+            if isinstance(heard, _Fetched):
+                self._place(heard.file, heard.number, heard.content.result())
+                under_way -= 1
+                under_way += sum(self._fetch(pool, *each) for each in itertools.islice(missing, 1))
+            else:
+                self._serve(heard)
+
+    def _fetch(self, pool: ThreadPoolExecutor, file: PageFile, number: int) -> int:
+        content = pool.submit(self._pages.block, file, number)
+        content.add_done_callback(lambda done: self._heard.put(_Fetched(file, number, done)))
+        return 1
+
+    def _serve(self, wanted: tuple[int, int] | None) -> None:
+        """Place the page that is waited for, and then what else is in its block."""
+        if wanted is None:
+            return
+        inner, address = wanted
+        found = self._processes.find(inner, address)
+        if isinstance(found, int):
+            self._pager.zero(inner, address, found)
+            return
+        file, offset = found
+        number = offset // BLOCK
+        content = self._pages.block(file, number)
+        start = offset - number * BLOCK
+        # Also if it was done: what is there stays, and a process that was forked may lack it.
+        self._pager.fill(inner, address, memoryview(content)[start : start + PAGE])
+        self._place(file, number, content)
+
+    def _place(self, file: PageFile, number: int, content: bytes) -> None:
+        if file.inner is None or (file.name, number) in self._done:
+            return
+        view = memoryview(content)
+        for extent in file.within(number):
+            start = extent.offset - number * BLOCK
+            self._pager.fill(file.inner, extent.address, view[start : start + extent.length])
+        self._done.add((file.name, number))
+
+    def close(self) -> None:
+        """Go away; if something is missing, the processes wait."""
+        self._pager.close()
+
+
+class _WhileSupervised:
+    """A supervisor as the pager's keeper. Should it be killed, we are the only one who keeps."""
+
+    def __init__(self, supervision: Supervision) -> None:
+        self._supervision = supervision
+
+    def keep(self, name: str, fd: int) -> None:
+        with contextlib.suppress(SupervisorEnded):
+            self._supervision.keep(name, fd)
+
+    def kept(self) -> Mapping[str, int]:
+        return self._supervision.kept()
+
+    def drop_kept(self) -> None:
+        with contextlib.suppress(SupervisorEnded):
+            self._supervision.drop_kept()
+
+
+def run(opened: Callable[[Plan], AbstractContextManager[Pages]]) -> int:
+    """Be a filler, as a process."""
+    return fill(socket.socket(fileno=REPORT_FD), opened)
+
+
+def fill(connection: socket.socket, opened: Callable[[Plan], AbstractContextManager[Pages]]) -> int:
+    """Take the plan from the command, fill, and report; returns the exit code."""
+    with connection as command:
+        plan = cast(dict[str, object], json.loads(command.makefile("rb").readline()))
+        directory = Path(str(plan["directory"]))
+
+        def tell(word: str, more: str = "") -> None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it need not listen
+                command.sendall(json.dumps([word, more]).encode() + b"\n")
+
+        try:
+            with opened(plan) as pages, Supervision.connect(directory) as supervision:
+                keeper = _WhileSupervised(supervision)
+                filling = Filling(directory / "criu", keeper, pages, lambda: tell(ATTACHED))
+                try:
+                    tell(READY)
+                    filling.run()
+                except BaseException as error:
+                    tell(FAILED, _said(error))
+                    # Before anything is closed: who waits for a page must not get zeros.
+                    _end(directory, error)
+                    raise
+                finally:
+                    filling.close()
+        except (OSError, PymigrateError) as error:
+            traceback.print_exc(file=sys.stderr)  # the supervisor's log
+            tell(FAILED, _said(error))
+            return 1
+    return 0
+
+
+def _said(error: BaseException) -> str:
+    return error.message if isinstance(error, PymigrateError) else str(error)
+
+
+def _end(directory: Path, error: BaseException) -> None:
+    """Have the container ended, with the reason written down."""
+    try:
+        with Supervision.connect(directory) as supervision:
+            supervision.fail(f"its memory could not be brought: {_said(error)}")
+    except PymigrateError:
+        # The supervisor was killed: nobody but us knows.
+        container = Container.open(Host.of_container(directory), directory.name)
+        now = container.state()
+        container.cgroup.kill()
+        if now.init is not None and not lock.await_end(now.init, KILL_SECONDS):
+            raise HostError(f"{directory.name} cannot be ended") from error

@@ -1,0 +1,118 @@
+"""What CRIU's images say of the processes in them; the messages are pycriu's."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pymigrate.runtime.errors import BadArchive
+
+PAGE = 4096
+_LAZY, _PRESENT = 2, 4  # PE_ in criu/include/pagemap.h; present: the page lies in pages-N.img
+_MAGICS = struct.Struct("<II")
+_SIZE = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as its container sees it; ``memory`` are the bytes of its pages in the images."""
+
+    pid: int
+    parent: int
+    command: str
+    threads: int
+    memory: int
+
+
+def processes(names: Collection[str], read: Callable[[str], bytes]) -> list[Process]:
+    """Return the processes of a dump, by PID; ``names`` are its files, ``read`` reads one.
+
+    Raises BadArchive for what is no image of CRIU's.
+    """
+    found = []
+    for entry in _entries(read("pstree.img"), "pstree.img"):
+        pid = int(entry["pid"])
+        cores = _entries(read(f"core-{pid}.img"), f"core-{pid}.img")
+        map_name = f"pagemap-{pid}.img"
+        pages = _entries(read(map_name), map_name) if map_name in names else []
+        found.append(
+            Process(
+                pid,
+                int(entry["ppid"]),
+                str(cores[0].get("tc", {}).get("comm", "?")) if cores else "?",
+                len(entry["threads"]),
+                sum(_bytes(page) for page in pages),
+            )
+        )
+    return sorted(found, key=lambda process: process.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Pages that follow one another, as a pagemap has them; ``address`` in bytes."""
+
+    address: int
+    pages: int
+    present: bool
+    lazy: bool
+
+
+def pagemap(data: bytes, name: str) -> tuple[int, list[Entry]]:
+    """Read a pagemap: the number of its file of pages, and its entries in their order.
+
+    Not by pycriu's own reader, which needs seconds for the map of a large process.
+    Raises BadArchive for what is none.
+    """
+    from google.protobuf.message import DecodeError
+    from pycriu.images import magic, pagemap_pb2
+
+    kind = "PAGEMAP"
+    head = _MAGICS.pack(magic.by_name["IMG_COMMON"], magic.by_name[kind])
+    if data[: len(head)] != head:
+        raise BadArchive(f"{name} is no {kind.lower()} of CRIU's")
+    found: list[Entry] = []
+    pages_id = None
+    at = len(head)
+    try:
+        while at < len(data):
+            (size,) = _SIZE.unpack_from(data, at)
+            at += _SIZE.size
+            message = data[at : at + size]
+            if len(message) != size:
+                raise BadArchive(f"{name} is cut")
+            at += size
+            if pages_id is None:
+                pages_id = int(pagemap_pb2.pagemap_head.FromString(message).pages_id)
+                continue
+            entry = pagemap_pb2.pagemap_entry.FromString(message)
+            flags = int(entry.flags) if entry.HasField("flags") else _PRESENT
+            long = entry.HasField("nr_pages")
+            pages = int(entry.nr_pages if long else entry.compat_nr_pages)
+            present = bool(flags & _PRESENT) and not entry.in_parent
+            found.append(Entry(int(entry.vaddr), pages, present, bool(flags & _LAZY)))
+    except (DecodeError, struct.error) as error:
+        raise BadArchive(f"{name} is no image of CRIU's: {error!r}") from error
+    if pages_id is None:
+        raise BadArchive(f"{name} has no head")
+    return pages_id, found
+
+
+def _bytes(entry: dict[str, Any]) -> int:
+    """Return how many bytes of pages an entry of a pagemap stands for; its head has none."""
+    flags = str(entry.get("flags", ""))
+    present = "PE_PRESENT" in flags or (flags.isdigit() and int(flags) & _PRESENT)
+    return int(str(entry.get("nr_pages", 0))) * PAGE if present else 0
+
+
+def _entries(data: bytes, name: str) -> list[dict[str, Any]]:
+    from google.protobuf.message import DecodeError
+    from pycriu import images
+
+    try:
+        document = images.loads(data, pretty=True)
+    except (DecodeError, images.MagicException, KeyError, ValueError, struct.error) as error:
+        raise BadArchive(f"{name} is no image of CRIU's: {error!r}") from error
+    entries: list[dict[str, Any]] = document["entries"]
+    return entries

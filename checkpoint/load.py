@@ -1,0 +1,393 @@
+"""Bring a container back from a file: everything is verified first, nothing is left on failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from pymigrate.checkpoint import archive, filling, lazily, restore
+from pymigrate.checkpoint.archive_pages import FromArchive
+from pymigrate.checkpoint.lazily import Skeleton
+from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.checkpoint.requests import RestoreOptions
+from pymigrate.checkpoint.staging import staging
+from pymigrate.runtime import aside, lock, network, tree
+from pymigrate.runtime.container import KILL_SECONDS, Container
+from pymigrate.runtime.errors import (
+    AlreadyExists,
+    BadArchive,
+    HostError,
+    IncompatibleHosts,
+    NotFound,
+    PymigrateError,
+    RestoreFailed,
+    UsageError,
+    WrongState,
+)
+from pymigrate.runtime.host import Host, check_name
+from pymigrate.runtime.images import Store
+from pymigrate.runtime.state import NetworkSettings, Port, Record
+
+_NOTHING = "nothing was changed"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be different from the checkpoint; ``tcp`` None: as it was dumped."""
+
+    name: str | None = None
+    address: str | None = None
+    address6: str | None = None
+    mac: str | None = None
+    tcp: str | None = None
+    eager: bool = False
+    ports: tuple[Port, ...] | None = None  # of the host; None: those that it had
+    debug: bool = False
+
+
+@dataclass
+class Loaded:
+    """The restored container, which runs, and the seconds that each phase took.
+
+    If it is ``lazy``, a process of its supervisor's still brings its memory.
+    """
+
+    container: Container
+    pid: int = 0
+    tcp: str = ""
+    lazy: bool = False
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where a checkpoint comes from: an archive, or a repository of snapshots."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the checkpoint was made from; nothing else may be trusted before `extract`."""
+
+    def extract(self, into: Path) -> dict[str, str]:
+        """Write its members into an empty directory, verified; return their SHA-256."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all files of pages."""
+
+    def lay_out(self, into: Path) -> Skeleton | None:
+        """Do as `extract`, but without memory that can come later; None if it cannot be read so.
+
+        The caller closes what is returned.
+        """
+
+
+def load(host: Host, path: Path, wishes: Wishes) -> Loaded:
+    """Restore a container from a file and let it run; see `load_from`."""
+    return load_from(host, FromArchive(archive.Archive.open(path)), wishes)
+
+
+def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
+    """Restore a container and let it run.
+
+    A container of the same id that is stopped under the same name is continued in its place;
+    otherwise a new one is made, with a new id if it gets another name.
+
+    Raises:
+        BadArchive: the file is damaged or made to do harm.
+        AlreadyExists: the name or the address is in use.
+        NotFound: the image, a directory or the file itself is not there.
+        RestoreFailed: CRIU could not; nothing runs.
+
+    """
+    record = wanted(opened.manifest.record, wishes)
+    tcp = wishes.tcp or opened.manifest.tcp
+    was = opened.manifest.record.network
+    moved = (record.network.address, record.network.address6) != (was.address, was.address6)
+    if moved and wishes.tcp is None:
+        tcp = "close"  # an established connection cannot change its address
+    replaced = check(host, opened.manifest, record)
+    begun = time.monotonic()
+    phases: dict[str, float] = {}
+    with staging(host) as stage, ThreadPoolExecutor(1) as pool, ExitStack() as held:
+        # Asking the network costs a third of a second, which unpacking takes as well.
+        asked = pool.submit(network.address_in_use, record.network)
+        skeleton = None
+        if not wishes.eager and lazily.is_possible(opened.manifest, opened.memory):
+            skeleton = opened.lay_out(stage)
+        if skeleton is not None:
+            held.callback(skeleton.close)
+        sums = opened.extract(stage) if skeleton is None else skeleton.sums
+        if asked.result():
+            raise AlreadyExists(
+                f"the address {record.network.address} is in use on this network; {_NOTHING}",
+                hint="give another one with --ip; established connections are closed then",
+            )
+        phases["unpack"] = time.monotonic() - begun
+        with _container(host, opened.manifest, record, replaced) as container, ExitStack() as undo:
+            loaded = Loaded(container, tcp=tcp, phases=phases)
+            _put_files(container, stage, sums, undo)
+            phases["files"] = time.monotonic() - begun - sum(phases.values())
+            options = replace(opened.manifest.restore_options(debug=wishes.debug), tcp=tcp)
+            with container.prepare(plugged=False):
+                phases["prepare"] = time.monotonic() - begun - sum(phases.values())
+                if skeleton is None:
+                    loaded.pid = restore.hold(container, stage / archive.IMAGES, options)
+                else:
+                    loaded.pid = _hold_lazily(container, stage / archive.IMAGES, options, skeleton)
+                    loaded.lazy = True
+            phases["restore"] = time.monotonic() - begun - sum(phases.values())
+            undo.pop_all()
+        _let_run(container)
+        phases["resume"] = time.monotonic() - begun - sum(phases.values())
+    return loaded
+
+
+def _hold_lazily(
+    container: Container, images: Path, options: RestoreOptions, skeleton: Skeleton
+) -> int:
+    """Restore it, its memory to come; a filler has all processes when this returns."""
+    restore.work_directory(container)
+    with lazily.started(container, skeleton) as filler, restore.prepare(container) as prepared:
+        filler.await_word(filling.READY)
+        try:
+            pid = restore.hold(container, images, replace(options, lazy=True), prepared)
+        except PymigrateError:
+            filler.check()  # when it fails, it has everything killed that CRIU has made
+            raise
+        filler.await_word(filling.ATTACHED)
+    return pid
+
+
+def wanted(record: Record, wishes: Wishes) -> Record:
+    """Return the record of the container to be made."""
+    settings = record.network
+    if (wishes.address, wishes.address6, wishes.mac) != (None, None, None):
+        settings = _readdressed(settings, wishes)
+    if wishes.ports is not None:
+        if wishes.ports and not settings.has_cable:
+            raise UsageError(f"-p: the container has no network of its own; {_NOTHING}")
+        settings = replace(settings, ports=wishes.ports)
+    name = record.name if wishes.name is None else check_name(wishes.name)
+    identifier = record.id if name == record.name else os.urandom(32).hex()
+    return replace(record, name=name, id=identifier, network=settings)
+
+
+def _readdressed(settings: NetworkSettings, wishes: Wishes) -> NetworkSettings:
+    from ipaddress import ip_interface
+
+    from pymigrate.runtime import addresses
+
+    if not settings.has_cable or settings.address is None:
+        raise UsageError(f"the container has no network of its own to give an address; {_NOTHING}")
+    before = ip_interface(settings.address)
+    address = before
+    if wishes.address is not None:
+        try:
+            length = "" if "/" in wishes.address else f"/{before.network.prefixlen}"
+            address = ip_interface(str(addresses.parse_for_container(wishes.address + length)))
+        except UsageError as error:
+            raise UsageError(f"--ip {wishes.address}: {error}; {_NOTHING}") from error
+    gateway = settings.gateway if address.network == before.network else None
+    # Two containers must not share a MAC: without --mac it follows from the new address.
+    mac = wishes.mac if wishes.mac is not None or address != before else settings.mac
+    settings = replace(settings, address=str(address), gateway=gateway, mac=mac)
+    if wishes.address6 is None:
+        return settings
+    try:
+        second = addresses.parse_second(wishes.address6)
+    except UsageError as error:
+        raise UsageError(f"--ip6 {wishes.address6}: {error}; {_NOTHING}") from error
+    return replace(settings, address6=str(second), gateway6=addresses.second_gateway(second))
+
+
+def check(host: Host, manifest: Manifest, record: Record) -> Container | None:
+    """Refuse what cannot work, before anything is made; return the container to be continued."""
+    if manifest.lazy:
+        raise BadArchive("the checkpoint has no memory in it: it was made to be moved")
+    _check_machine(manifest)
+    replaced = None
+    if (host.containers / record.name).exists():
+        replaced = Container.open(host, record.name)
+        replaced.check_free()
+        if replaced.record.id != record.id or not replaced.state().status.may_start:
+            raise AlreadyExists(
+                f"there is a container {record.name} already; {_NOTHING}",
+                hint=f"give another name with --name, or remove it: pymigrate rm {record.name}",
+            )
+    _check_address(host, record)
+    _check_root(host, record)
+    for volume in record.volumes:
+        if (volume.local or Path(volume.source).is_file()) and not Path(volume.source).exists():
+            raise NotFound(
+                f"{record.name} wants this host's own {volume.source}, which does not exist; "
+                f"{_NOTHING}",
+                hint=f"make {volume.source} on this host",
+            )
+    return replaced
+
+
+def _check_machine(manifest: Manifest) -> None:
+    here = os.uname().machine
+    if manifest.machine != here:
+        raise IncompatibleHosts(f"the checkpoint is of a {manifest.machine}, this is a {here}")
+    pages = os.sysconf("SC_PAGE_SIZE")
+    if manifest.page_size != pages:
+        raise IncompatibleHosts(
+            f"the checkpoint has pages of {manifest.page_size} bytes, this kernel of {pages}"
+        )
+
+
+def _check_address(host: Host, record: Record) -> None:
+    if not record.network.has_cable or record.network.address is None:
+        return
+    mine = _addresses(record)
+    for other in Container.all(host):
+        same = mine & _addresses(other.record)
+        if same and other.name != record.name and not other.state().status.may_start:
+            raise AlreadyExists(
+                f"container {other.name} has the address {min(same)} of the checkpoint; {_NOTHING}",
+                hint="give another one with --ip or --ip6; established connections are closed then",
+            )
+
+
+def _addresses(record: Record) -> frozenset[str]:
+    both = (record.network.address, record.network.address6)
+    return frozenset(each.partition("/")[0] for each in both if each is not None)
+
+
+def _check_root(host: Host, record: Record) -> None:
+    if record.rootfs is not None and not Path(record.rootfs).is_dir():
+        raise NotFound(
+            f"{record.name} runs on the directory {record.rootfs}, which is not here; {_NOTHING}",
+            hint="import it as an image before the checkpoint, or put it there",
+        )
+    missing = Store(host).missing(record.layers)
+    if missing:
+        raise NotFound(
+            f"the image {record.image} of {record.name} is not on this host (layer "
+            f"{missing[0][:19]} is missing); {_NOTHING}",
+            hint=f"pymigrate image import SOURCE {record.image}, from the same source as before",
+        )
+
+
+@contextmanager
+def _container(
+    host: Host, manifest: Manifest, record: Record, replaced: Container | None
+) -> Iterator[Container]:
+    """Make the container, or take the stopped one; on an error that is undone."""
+    if replaced is None:
+        with lock.locked(host.containers):
+            _check_address(host, record)
+            container = Container.create(host, record, manifest.spec)
+        try:
+            yield container
+        except BaseException as error:
+            _undo(error, lambda: container.remove(force=True))
+            raise
+        return
+    with aside.alone(replaced.directory) as mine:
+        if not mine or not replaced.state().status.may_start:
+            raise WrongState(
+                f"{replaced.name} is being restored or was started just now; {_NOTHING}"
+            )
+        aside.begin(replaced.directory)
+        try:
+            yield replaced
+        except BaseException as error:
+            _undo(error, lambda: _put_back(replaced))
+            raise
+        aside.forget(replaced.directory)
+
+
+def _put_back(container: Container) -> None:
+    now = container.state()
+    if now.status.is_alive:
+        container.expect_end()
+        container.cgroup.kill()
+    if now.supervisor is not None:
+        lock.await_end(now.supervisor, KILL_SECONDS)
+    aside.put_back(container.directory)
+
+
+def _undo(error: BaseException, action: Callable[[], None]) -> None:
+    """Undo; should that fail too, both are told."""
+    try:
+        action()
+    except (OSError, PymigrateError) as second:
+        error.add_note(f"undoing failed too: {second}")
+    else:
+        if isinstance(error, PymigrateError) and _NOTHING not in error.message:
+            error.message = f"{error.message}; nothing is left of the restore"
+
+
+def _put_files(container: Container, stage: Path, sums: dict[str, str], undo: ExitStack) -> None:
+    _unpack(stage / archive.FILES, container.upper, overlay=True)
+    (stage / archive.FILES).unlink()
+    for number, volume in enumerate(container.record.volumes):
+        content = stage / f"volumes/{number}.tar"
+        if content.exists():
+            _put_volume(Path(volume.source), content, sums[f"volumes/{number}.tar"], undo)
+    saved_log = stage / archive.LOG
+    if saved_log.exists() and not container.log.exists():
+        shutil.copyfile(saved_log, container.log)
+        container.log.chmod(0o600)
+
+
+def _put_volume(source: Path, content: Path, digest: str, undo: ExitStack) -> None:
+    """Fill a volume that is not there; one that is there must be as it was at the dump."""
+    if source.exists() and any(source.iterdir()):
+        if tree.digest(source).digest != digest:
+            raise AlreadyExists(
+                f"the volume {source} is not what it was at the checkpoint",
+                hint=f"move {source} away to get the checkpoint's",
+            )
+        return
+    if not source.exists():
+        source.mkdir(mode=0o755, parents=True)
+        undo.callback(source.rmdir)
+    undo.callback(_empty, source)
+    _unpack(content, source, overlay=False)
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _unpack(content: Path, into: Path, *, overlay: bool) -> None:
+    # Nothing in it is compressed: it cannot hold more than its own size.
+    limits = tree.Limits(max_bytes=content.stat().st_size)
+    with content.open("rb", buffering=0) as stream:
+        tree.read(stream, into, limits=limits, overlay=overlay, devices=True, hashed=False)
+
+
+def _let_run(container: Container) -> None:
+    """Plug, announce, thaw; from here on it runs."""
+    try:
+        container.plug()
+        settings = container.record.network
+        if settings.has_cable and settings.address is not None:
+            with container.supervision() as supervision:
+                namespace = supervision.netns()
+            try:
+                network.announce(namespace, settings)
+            finally:
+                os.close(namespace)
+        container.thaw()
+    except (OSError, HostError) as error:
+        now = container.state()
+        if now.failure is not None and not now.status.is_alive:
+            raise RestoreFailed(f"{container.name} was ended: {now.failure}") from error
+        raise HostError(
+            f"{container.name} was restored but could not be let run: {error}; it is paused",
+            hint=f"pymigrate resume {container.name}, or pymigrate rm -f {container.name}",
+        ) from error

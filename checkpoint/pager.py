@@ -1,0 +1,375 @@
+"""Fill the memory of processes that CRIU restores lazily: what they wait for first, then the rest.
+
+CRIU gives us a userfaultfd for each process, by a socket in its work directory; so a restore is
+complete, and its processes may run, while their memory is still on its way. The pager hears which
+pages they wait for and tells whoever has them (`wanted`); what arrives is put in place by `fill`,
+`zero` and `same`. Pages that arrived before there were processes lie aside (`put_aside`) until it
+is said that they still hold (`same`).
+
+Memory that nobody fills would read as zeros as soon as the last userfaultfd is closed. So each is
+also given to a keeper (the container's supervisor): if we are killed, the processes wait, and the
+next pager goes on. Until `finish` nothing is closed.
+
+CRIU: criu/uffd.c for the socket's protocol. Kernel: what each event asks of its reader is in
+``runtime/userfault.py``.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import selectors
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pymigrate.runtime import userfault
+from pymigrate.runtime.errors import NoSpace, ProtocolError, RestoreFailed
+from pymigrate.runtime.userfault import Changing, Event, Gone
+
+PAGE = 4096
+SOCKET = "lazy-pages.socket"
+_PID = struct.Struct("=i")
+_FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
+_BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
+
+
+class Keeper(Protocol):
+    """Somebody who holds descriptors for the case that we are killed."""
+
+    def keep(self, name: str, fd: int) -> None:
+        """Hold a duplicate under a name."""
+
+    def kept(self) -> Mapping[str, int]:
+        """Return duplicates of all that is held, which are the caller's to close."""
+
+    def drop_kept(self) -> None:
+        """Close all that is held."""
+
+
+@dataclass
+class Space:
+    """The memory of one process: whose memory it is made from, and what was moved in it since."""
+
+    name: str
+    fd: int
+    inner: int
+    moves: list[tuple[int, int, int]] = field(default_factory=list)  # from, to, bytes
+    gone: bool = False
+
+    def places(self, address: int, length: int) -> list[tuple[int, int, int]]:
+        """Say where a range belongs now: offset in the range, address, bytes."""
+        pieces = [(0, address, length)]
+        for origin, to, size in self.moves:
+            pieces = [part for piece in pieces for part in _moved(piece, origin, to, size)]
+        return pieces
+
+    def origin(self, address: int) -> int:
+        """Say which address of the source a page has come from."""
+        for origin, to, size in reversed(self.moves):
+            if to <= address < to + size:
+                address += origin - to
+        return address
+
+
+def _moved(
+    piece: tuple[int, int, int], origin: int, to: int, size: int
+) -> list[tuple[int, int, int]]:
+    offset, start, length = piece
+    begin, end = max(start, origin), min(start + length, origin + size)
+    if begin >= end:
+        return [piece]
+    parts = [
+        (offset, start, begin - start),
+        (offset + begin - start, begin + to - origin, end - begin),
+    ]
+    parts.append((offset + end - start, end, start + length - end))
+    return [part for part in parts if part[2]]
+
+
+class Pager:
+    """Fills the memory of one restored container.
+
+    `fill`, `zero`, `same`, `put_aside` and `finish` are for one thread; another one, ours, hears
+    the processes. ``wanted(inner, address)`` and ``attached(count)`` are called in ours.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keeper: Keeper,
+        wanted: Callable[[int, int], None],
+        attached: Callable[[int], None],
+        *,
+        room: int,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Listen for CRIU in its work directory; ``room`` bounds what may lie aside, in bytes.
+
+        ``failed`` is called, in our thread, when there is something for `check` to raise.
+        """
+        self.filled = 0  # pages put in place
+        self.held = 0  # of these, lay aside before
+        self.faults = 0  # times that a process waited
+        self._directory = directory
+        self._keeper = keeper
+        self._wanted = wanted
+        self._attached = attached
+        self._failed = failed
+        self._room = room
+        self._aside: dict[int, int] = {}
+        self._spaces: list[Space] = []
+        self._changing = threading.Lock()
+        self._failure: BaseException | None = None
+        self._count = 0
+        self._selector = selectors.PollSelector()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector.register(self._wake, selectors.EVENT_READ, None)
+        self._thread = threading.Thread(target=self._hear, name="pager", daemon=True)
+        self._resume_or_listen()
+        self._thread.start()
+
+    # The processes.
+
+    def _resume_or_listen(self) -> None:
+        """Take up what a pager before us has left with the keeper; else wait for CRIU."""
+        kept = dict(self._keeper.kept())
+        if kept:
+            document = json.loads((self._directory / "pager.json").read_text(encoding="ascii"))
+            for name, fd in kept.items():
+                inner, moves = document.get(name, (0, []))
+                self._add(Space(name, fd, inner, [tuple(move) for move in moves]))
+            self._count = len(kept)
+            self._attached(self._count)
+            return
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # A path through /proc: those of sockets may only have 107 bytes (unix(7)).
+            listener.bind(f"/proc/self/fd/{directory}/{SOCKET}")
+            listener.listen(1)
+        finally:
+            os.close(directory)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        self._selector.unregister(listener)
+        listener.close()
+        connection.setblocking(False)
+        self._selector.register(connection, selectors.EVENT_READ, self._take_process)
+
+    def _take_process(self, connection: socket.socket) -> None:
+        """Take what CRIU says: a PID and then its userfaultfd, or that the restore is finished."""
+        data = connection.recv(_PID.size)
+        if not data:
+            self._selector.unregister(connection)
+            connection.close()
+            return
+        if len(data) != _PID.size:
+            raise ProtocolError("criu's words to its pager were cut")
+        (pid,) = _PID.unpack(data)
+        if pid == _FINISHED:
+            self._attached(self._count)
+        elif pid > 0:  # of a zombie, which has no memory, it is negative
+            self._add(Space(str(self._count), _receive_descriptor(connection), pid))
+            self._count += 1
+            self._write_down()
+
+    def _add(self, space: Space) -> None:
+        os.set_blocking(space.fd, False)
+        self._keeper.keep(space.name, space.fd)
+        with self._changing:
+            self._spaces.append(space)
+        self._selector.register(space.fd, selectors.EVENT_READ, space)
+
+    def _write_down(self) -> None:
+        """Keep what a pager after us must know of the descriptors."""
+        fresh = self._directory / "pager.json.new"
+        document = {each.name: (each.inner, each.moves) for each in self._spaces}
+        fresh.write_text(json.dumps(document), encoding="ascii")
+        fresh.replace(self._directory / "pager.json")
+
+    def _hear(self) -> None:
+        try:
+            while True:
+                for key, _ in self._selector.select():
+                    if key.data is None:
+                        return
+                    if isinstance(key.data, Space):
+                        self._read_messages(key.data)
+                    else:
+                        key.data(key.fileobj)
+        except BaseException as error:
+            self._failure = error  # raised by `check`, in the thread that fills
+            self._failed()
+
+    def _read_messages(self, space: Space) -> None:
+        """Do what the messages ask for; a change of memory is over before anything is filled.
+
+        The kernel lets a process go on, and us fill, once the message of its change was read: so
+        nothing may be filled between the reading and the doing.
+        """
+        wanted = []
+        with self._changing:
+            for message in userfault.read(space.fd):
+                if message.event == Event.PAGEFAULT:
+                    wanted.append(space.origin(message.b & -PAGE))
+                else:
+                    self._change(space, message)
+        for address in wanted:
+            self.faults += 1
+            self._wanted(space.inner, address)
+
+    def _change(self, space: Space, message: userfault.Message) -> None:
+        if message.event == Event.FORK:
+            child = Space(str(self._count), message.a & 0xFFFFFFFF, space.inner, list(space.moves))
+            self._count += 1
+            os.set_blocking(child.fd, False)
+            self._keeper.keep(child.name, child.fd)
+            self._spaces.append(child)
+            self._selector.register(child.fd, selectors.EVENT_READ, child)
+            self._write_down()
+        elif message.event == Event.REMAP:
+            space.moves.append((message.a, message.b, message.c))
+            self._write_down()
+        elif message.event == Event.REMOVE:
+            # The mapping stays and must read as zeros from now on.
+            with contextlib.suppress(Gone):
+                userfault.unregister(space.fd, message.a, message.b - message.a)
+        # UNMAP needs nothing: what is not registered is passed over.
+
+    # What arrives.
+
+    def check(self) -> None:
+        """Raise what went wrong while the processes were heard."""
+        if self._failure is not None:
+            raise RestoreFailed(
+                f"the memory cannot be filled any more: {self._failure}"
+            ) from self._failure
+
+    def put_aside(self, inner: int, address: int, content: memoryview) -> None:
+        """Keep pages that may still change where they come from. Raises NoSpace over the bound."""
+        if inner not in self._aside:
+            self._aside[inner] = os.memfd_create(f"pymigrate-{inner}", os.MFD_CLOEXEC)
+        # The file is as large as the address space, and has only what was written.
+        self._room -= len(content)
+        if self._room < 0:
+            raise NoSpace("more memory arrives than was announced")
+        os.pwrite(self._aside[inner], content, address)
+
+    def fill(self, inner: int, address: int, content: memoryview) -> None:
+        """Put pages in place, wherever they belong by now."""
+        source = int(np.frombuffer(content, np.uint8).ctypes.data)
+        self._place_in_all(inner, address, len(content), source)
+        self.filled += len(content) // PAGE
+
+    def zero(self, inner: int, address: int, length: int) -> None:
+        """Put pages of zeros in place."""
+        self._place_in_all(inner, address, length, None)
+        self.filled += length // PAGE
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether all processes have ended, as far as filling them has shown."""
+        with self._changing:
+            return bool(self._spaces) and all(each.gone for each in self._spaces)
+
+    def same(self, inner: int, address: int, length: int) -> None:
+        """Put pages in place that lie aside. Raises ProtocolError if they do not."""
+        step = 1 << 20
+        for at in range(address, address + length, step):
+            size = min(step, address + length - at)
+            content = os.pread(self._aside[inner], size, at) if inner in self._aside else b""
+            if len(content) != size:
+                raise ProtocolError(f"pages at {at:#x} were never sent")
+            self.fill(inner, at, memoryview(content))
+        self.held += length // PAGE
+
+    def _place_in_all(self, inner: int, address: int, length: int, source: int | None) -> None:
+        """Place a range in every process made from this one.
+
+        Also in those that are forked meanwhile: a child has what its parent had at the fork, and
+        its parent may have got the range only after that.
+        """
+        done: set[str] = set()
+        while todo := [space for space in self._of(inner) if space.name not in done]:
+            for space in todo:
+                self._place(space, address, length, source)
+                done.add(space.name)
+
+    def _of(self, inner: int) -> list[Space]:
+        with self._changing:
+            return [each for each in self._spaces if each.inner == inner and not each.gone]
+
+    def _place(self, space: Space, address: int, length: int, source: int | None) -> None:
+        """Place a range; a change of memory in between is heard first, and then respected."""
+        while True:
+            with self._changing:
+                try:
+                    for offset, at, size in space.places(address, length):
+                        if source is None:
+                            userfault.zero(space.fd, at, size)
+                        else:
+                            userfault.copy(space.fd, at, source + offset, size)
+                except Changing:
+                    pass  # from the start: what is in place stays as it is
+                except Gone:
+                    space.gone = True
+                    return
+                else:
+                    return
+            self.check()
+            # Our own thread reads the message; the process that changes its memory then goes on.
+            threading.Event().wait(_BACKOFF)
+
+    def finish(self) -> None:
+        """Let go: everything is in place, and what is still absent is zeros."""
+        self._stop()
+        self.check()
+        self._keeper.drop_kept()
+        for space in self._spaces:
+            os.close(space.fd)
+        self._spaces.clear()
+        (self._directory / "pager.json").unlink(missing_ok=True)
+
+    def _stop(self) -> None:
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+
+    def close(self) -> None:
+        """Go away without having finished; the processes wait for the next pager."""
+        if self._wake < 0:
+            return
+        self._stop()
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        self._selector.close()
+        os.close(self._wake)
+        self._wake = -1
+        for fd in [*self._aside.values(), *(space.fd for space in self._spaces)]:
+            os.close(fd)
+        self._aside.clear()
+        self._spaces.clear()
+        (self._directory / SOCKET).unlink(missing_ok=True)
+
+
+def _receive_descriptor(connection: socket.socket) -> int:
+    connection.settimeout(5.0)
+    _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(4))
+    connection.setblocking(False)
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found = array.array("i")
+            found.frombytes(data[: found.itemsize])
+            return found[0]
+    raise ProtocolError("criu announced a userfaultfd and sent none")

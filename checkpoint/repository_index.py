@@ -1,0 +1,130 @@
+"""Where each chunk of a repository is: the tables of all packs as one sorted array. Pure.
+
+One GiB of pages is 262144 chunks, 36 bytes each here; they are looked up many at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymigrate.checkpoint.packs import Column, Ids, Table
+
+Places = NDArray[np.int64]
+"""Numbers of rows of an index; -1 where a chunk is in no pack."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Rows sorted by name; a chunk that is in two packs has two rows, of which the first counts."""
+
+    high: NDArray[np.uint64]
+    low: NDArray[np.uint64]
+    pack: Column
+    blob: Column
+    offset: Column
+    length: Column
+
+    @classmethod
+    def build(cls, tables: Sequence[Table]) -> Index:
+        """Join tables; their numbers are the places in the sequence."""
+        count = sum(len(table.ids) for table in tables)
+        ids = np.empty((count, 16), np.uint8)
+        columns = [np.empty(count, np.uint32) for _ in range(4)]
+        start = 0
+        for number, table in enumerate(tables):
+            rows = slice(start, start + len(table.ids))
+            ids[rows] = table.ids
+            columns[0][rows] = number
+            for column, values in zip(
+                columns[1:], (table.blob, table.offset, table.length), strict=True
+            ):
+                column[rows] = values
+            start = rows.stop
+        high, low = _halves(ids)
+        order = np.lexsort((low, high))
+        pack, blob, offset, length = (column[order] for column in columns)
+        return cls(high[order], low[order], pack, blob, offset, length)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.high)
+
+    def name(self, row: int) -> bytes:
+        """Return the name of the chunk of a row."""
+        return int(self.high[row]).to_bytes(8, "little") + int(self.low[row]).to_bytes(8, "little")
+
+    def find(self, ids: Ids) -> Places:
+        """Return the first row of each chunk, or -1."""
+        found = np.full(len(ids), -1, np.int64)
+        if not len(self) or not len(ids):
+            return found
+        high, low = _halves(ids)
+        place = np.searchsorted(self.high, high).astype(np.int64)
+        open_ = np.arange(len(ids))
+        while len(open_):
+            # Rows with an equal first half lie side by side: nearly always there is one.
+            inside = place[open_] < len(self)
+            open_ = open_[inside]
+            open_ = open_[self.high[place[open_]] == high[open_]]
+            same = self.low[place[open_]] == low[open_]
+            found[open_[same]] = place[open_[same]]
+            open_ = open_[~same]
+            place[open_] += 1
+        return found
+
+
+def _halves(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    both = np.ascontiguousarray(ids).view("<u8").reshape(-1, 2)
+    return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbours in a blob that are neighbours in what is put together; all in bytes."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is taken from one blob."""
+
+    pack: int
+    blob: int
+    runs: tuple[Run, ...]
+
+
+def pieces(index: Index, rows: Places) -> Iterator[Piece]:
+    """Say which blobs to read, each once, to put these chunks one after another."""
+    if not len(rows):
+        return
+    length = index.length[rows].astype(np.int64)
+    target = np.cumsum(length) - length
+    source = index.offset[rows].astype(np.int64)
+    blob = (index.pack[rows].astype(np.int64) << 32) | index.blob[rows]
+    order = np.lexsort((target, blob))
+    blob, target, source, length = blob[order], target[order], source[order], length[order]
+    joined = (
+        (blob[1:] == blob[:-1])
+        & (source[1:] == source[:-1] + length[:-1])
+        & (target[1:] == target[:-1] + length[:-1])
+    )
+    first = np.concatenate(([True], ~joined))
+    begins = np.nonzero(first)[0]
+    sizes = np.add.reduceat(length, begins)
+    columns = (blob[begins], source[begins], target[begins], sizes)
+    runs: list[Run] = []
+    current = int(blob[0])
+    for where, start, goal, size in zip(*(column.tolist() for column in columns), strict=True):
+        if where != current:
+            yield Piece(current >> 32, current & 0xFFFFFFFF, tuple(runs))
+            runs = []
+            current = where
+        runs.append(Run(start, goal, size))
+    yield Piece(current >> 32, current & 0xFFFFFFFF, tuple(runs))

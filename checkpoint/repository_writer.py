@@ -1,0 +1,272 @@
+"""Adding a snapshot: only chunks that no pack has are written, and nothing shows before its end."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from pymigrate.checkpoint import chunking, packs
+from pymigrate.checkpoint.chunking import Cut
+from pymigrate.checkpoint.packs import Builder, Kind, Packer
+from pymigrate.checkpoint.repository import THREADS, Contents, Repository
+from pymigrate.checkpoint.repository_storage import Draft, Lock, Storage
+from pymigrate.checkpoint.sealing import NAME_BYTES, Keys
+from pymigrate.checkpoint.snapshot import Member, Snapshot
+
+_TOGETHER = 1024  # chunks that are looked up at once
+_AHEAD = 8  # blobs that may wait for the disk
+_FANOUT = 256  # names in a list
+
+
+class PackWriter:
+    """Writes chunks of one kind into packs; blobs are compressed and sealed by other threads."""
+
+    def __init__(
+        self, disk: Storage, keys: Keys, lock: Lock, kind: Kind, pool: ThreadPoolExecutor
+    ) -> None:
+        """Begin; nothing is written before the first chunk."""
+        self.bytes = 0
+        self.chunks = 0
+        self.names: list[str] = []
+        self._disk = disk
+        self._keys = keys
+        self._lock = lock
+        self._kind = kind
+        self._pool = pool
+        self._packers = threading.local()
+        self._stack = ExitStack()
+        self._name = ""
+        self._draft: Draft | None = None
+        self._builder: Builder | None = None
+        self._blob = bytearray()
+        self._ahead: deque[Future[bytes]] = deque()
+
+    def add(self, identity: bytes, content: bytes | memoryview) -> None:
+        """Add a chunk that is not there yet."""
+        builder = self._builder or self._begin()
+        self._blob += content
+        self.chunks += 1
+        if builder.place(identity, len(content)):
+            self._close_blob(builder)
+            if builder.size >= packs.PACK:
+                self.finish()
+
+    def finish(self) -> None:
+        """Publish the pack that is being written, if any."""
+        builder, draft = self._builder, self._draft
+        if builder is None or draft is None:
+            return
+        if self._blob:
+            self._close_blob(builder)
+        while self._ahead:
+            self._write_next(builder, draft)
+        draft.write(builder.finish(self._packer()))
+        self._lock.confirm()
+        draft.publish(f"packs/{self._name}")
+        self.bytes += builder.size
+        self.names.append(self._name)
+        self._builder = self._draft = None
+        self._stack.close()
+
+    def close(self) -> None:
+        """Give up what was not published; may be repeated."""
+        for future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+        self._stack.close()
+
+    def _begin(self) -> Builder:
+        name = os.urandom(NAME_BYTES)
+        self._name = name.hex()
+        self._builder = Builder(self._keys, name, self._kind)
+        self._draft = self._stack.enter_context(self._disk.draft(self._lock.owner))
+        self._draft.write(packs.header(self._kind))
+        return self._builder
+
+    def _close_blob(self, builder: Builder) -> None:
+        number = builder.close_blob()
+        content = bytes(self._blob)
+        self._blob.clear()
+        self._ahead.append(self._pool.submit(lambda: builder.seal(number, content, self._packer())))
+        while len(self._ahead) > _AHEAD and self._draft is not None:
+            self._write_next(builder, self._draft)
+
+    def _write_next(self, builder: Builder, draft: Draft) -> None:
+        sealed = self._ahead.popleft().result()
+        draft.write(sealed)
+        builder.written(len(sealed))
+
+    def _packer(self) -> Packer:
+        found: Packer | None = getattr(self._packers, "packer", None)
+        if found is None:
+            found = self._packers.packer = packs.compressor()
+        return found
+
+
+class Writer:
+    """Adds the members of one snapshot, then the snapshot."""
+
+    def __init__(
+        self, repository: Repository, lock: Lock, contents: Contents, pool: ThreadPoolExecutor
+    ) -> None:
+        """Take what is there already; use `writing`."""
+        self._repository = repository
+        self._lock = lock
+        self._index = contents.index
+        self._fresh: set[bytes] = set()
+        self._name = repository.keys.naming()
+        self._segment = repository.keys.naming("segment names")
+        # A known segment vouches for its pages, unless a pack is broken that might have them.
+        self._trusted = not contents.damaged
+        self._pool = pool
+        self._gear = chunking.gear(repository.keys.derive("cuts by content"))
+        disk, keys = repository.disk, repository.keys
+        self._data = PackWriter(disk, keys, lock, Kind.DATA, pool)
+        self._segments = PackWriter(disk, keys, lock, Kind.SEGMENTS, pool)
+        self._tree = PackWriter(disk, keys, lock, Kind.TREE, pool)
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes of the packs that were published."""
+        return self._data.bytes + self._segments.bytes + self._tree.bytes
+
+    @property
+    def new_chunks(self) -> int:
+        """Chunks of content that were not there before."""
+        return self._data.chunks
+
+    def add(self, name: str, path: Path, *, digest: bool = False) -> Member:
+        """Add a file that no longer changes; raises NoSpace, HostError, OSError."""
+        cut = Cut.of_member(name)
+        found = hashlib.sha256() if digest else None
+        size = 0
+        with path.open("rb", buffering=0) as stream:
+
+            def read(count: int) -> bytes:
+                nonlocal size
+                piece = stream.read(count)
+                size += len(piece)
+                if found is not None:
+                    found.update(piece)
+                return piece
+
+            pages = cut is Cut.PAGES
+            ids = self._add_pages(read) if pages else self._add_content(read)
+        levels = 1 if pages and ids else 0
+        while len(ids) > 1:
+            lists = (
+                b"".join(ids[start : start + _FANOUT]) for start in range(0, len(ids), _FANOUT)
+            )
+            ids = [one for batch in _batches(lists) for one in self._store(batch, self._tree)]
+            levels += 1
+        root = ids[0] if ids else b""
+        return Member(name, size, cut, levels, root, found.hexdigest() if found else "")
+
+    def _add_content(self, read: Callable[[int], bytes]) -> list[bytes]:
+        """Cut by content; returns the names of the chunks."""
+        chunks = chunking.by_content(read, self._gear)
+        return [one for batch in _batches(chunks) for one in self._store(batch, self._data)]
+
+    def _add_pages(self, read: Callable[[int], bytes]) -> list[bytes]:
+        """Cut at pages, but look only into segments that are not known; returns their names."""
+        names: list[bytes] = []
+        for segments in chunking.by_segment(read):
+            half = (len(segments) + 1) // 2
+            # Hashing 64 KiB lets go of Python's lock: two threads take half of the time.
+            later = self._pool.submit(lambda rest: [*map(self._segment, rest)], segments[half:])
+            ids = [*map(self._segment, segments[:half]), *later.result()]
+            known = self._index.find(packs.join(ids)) >= 0
+            fresh = {
+                identity: segment
+                for identity, segment, is_known in zip(ids, segments, known.tolist(), strict=True)
+                if not (is_known and self._trusted) and identity not in self._fresh
+            }
+            self._add_segments(fresh)
+            names += ids
+        return names
+
+    def _add_segments(self, fresh: Mapping[bytes, memoryview]) -> None:
+        pages = {identity: chunking.pages(segment) for identity, segment in fresh.items()}
+        ids = self._store([page for own in pages.values() for page in own], self._data)
+        start = 0
+        for identity, own in pages.items():
+            self._fresh.add(identity)
+            self._segments.add(identity, b"".join(ids[start : start + len(own)]))
+            start += len(own)
+
+    def _store(self, batch: Sequence[bytes | memoryview], into: PackWriter) -> list[bytes]:
+        """Write those of the chunks that are new; returns the names of all."""
+        ids = [self._name(content) for content in batch]
+        known = (self._index.find(packs.join(ids)) >= 0).tolist()
+        for identity, content, is_known in zip(ids, batch, known, strict=True):
+            if not is_known and identity not in self._fresh:
+                self._fresh.add(identity)
+                into.add(identity, content)
+        return ids
+
+    def flush(self) -> None:
+        """Publish all packs; nobody refers to them yet."""
+        for writer in (self._data, self._segments, self._tree):
+            writer.finish()
+
+    def publish(self, snapshot: Snapshot) -> Snapshot:
+        """Make the snapshot appear, after all that it needs; returns it with its id.
+
+        Raises:
+            WrongState: our lock was lost meanwhile; nothing appeared.
+
+        """
+        self.flush()
+        named = replace(snapshot, id=os.urandom(NAME_BYTES).hex())
+        self._lock.confirm()
+        self._repository.disk.publish(
+            f"snapshots/{named.id}", self._repository.sealed_snapshot(named), self._lock.owner
+        )
+        try:
+            self._lock.confirm()  # a prune between the two would not have known of it
+        except BaseException:
+            self._repository.remove([named.id])
+            raise
+        return named
+
+    def close(self) -> None:
+        """Give up what was not published; may be repeated."""
+        with ExitStack() as stack:
+            for writer in (self._data, self._segments, self._tree):
+                stack.callback(writer.close)
+
+
+@contextlib.contextmanager
+def writing(repository: Repository) -> Iterator[Writer]:
+    """Add to a repository: with a shared lock, beside readers and other writers.
+
+    Raises:
+        WrongState: prune holds the lock for too long.
+
+    """
+    with (
+        repository.disk.held() as lock,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
+        repository.disk.sweep()
+        with contextlib.closing(Writer(repository, lock, repository.contents(), pool)) as writer:
+            yield writer
+
+
+def _batches(chunks: Iterator[memoryview] | Iterator[bytes]) -> Iterator[list[bytes | memoryview]]:
+    batch: list[bytes | memoryview] = []
+    for chunk in chunks:
+        batch.append(chunk)
+        if len(batch) == _TOGETHER:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,60 @@
+"""Take the memory of a container that arrives, and put it into its processes."""
+
+from __future__ import annotations
+
+from pymigrate.checkpoint.pager import Pager
+from pymigrate.migrate.incoming import Arriving
+from pymigrate.runtime.supervision import Supervision
+from pymigrate.transport import messages as m
+from pymigrate.transport import pages
+from pymigrate.transport.conversation import Listener
+from pymigrate.transport.pages import PAGE, Batch, Kind, News, Stage
+
+
+def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
+    """Take everything until the source ends the conversation; then nothing is missing.
+
+    If it is cut, the processes wait for what is missing, and another conversation goes on.
+    """
+    if arriving.complete:
+        listener.tell(pages.news(News.COMPLETE))
+        while listener.hear() is not None:
+            pass
+        return m.PagesTaken()
+    with Supervision.connect(arriving.directory) as keeper:
+        pager = Pager(
+            arriving.directory / "criu",
+            keeper,
+            wanted=lambda inner, at: listener.tell(pages.news(News.WANTED, inner=inner, value=at)),
+            attached=lambda count: listener.tell(pages.news(News.ATTACHED, value=count)),
+            room=arriving.room,
+        )
+        try:
+            taken = 0
+            while (piece := listener.hear()) is not None:
+                _take(pager, pages.decode(piece))
+                pager.check()
+                taken += len(piece)
+                listener.tell(pages.news(News.TAKEN, value=taken))
+            pager.finish()
+        finally:
+            pager.close()
+    listener.tell(pages.news(News.COMPLETE))
+    return m.PagesTaken(pages=pager.filled, early=pager.held, wanted=pager.faults)
+
+
+def _take(pager: Pager, batch: Batch) -> None:
+    at = 0
+    for run in batch.runs:
+        length = run.pages * PAGE
+        if run.kind is Kind.CONTENT:
+            content = batch.content[at : at + length]
+            at += length
+            if batch.stage is Stage.EARLY:
+                pager.put_aside(batch.inner, run.address, content)
+            else:
+                pager.fill(batch.inner, run.address, content)
+        elif batch.stage is Stage.FINAL and run.kind is Kind.ZERO:
+            pager.zero(batch.inner, run.address, length)
+        elif batch.stage is Stage.FINAL:
+            pager.same(batch.inner, run.address, length)

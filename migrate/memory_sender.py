@@ -1,0 +1,402 @@
+"""Send the memory of a container: in rounds while it runs, what is wanted first, then the rest.
+
+::
+
+    source                                        target
+    rounds, while it runs       ── EARLY ──▶      lie aside
+    ═══ frozen ═══
+                                ◀─ ATTACHED ─     its processes are restored, and can be filled
+    the page of an address      ◀─ WANTED ──      a process waits for it
+                                ── FINAL ──▶      put in place, at once
+    all pages, one behind the other ─ FINAL ─▶    put in place; or "the same as lies aside"
+                                ◀─ TAKEN ───      so much of it is dealt with
+
+Never more than a window of bytes is on its way, so a wanted page waits behind little. One thread
+sends, one hears; both end with the conversation.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymigrate.checkpoint.known_pages import Addresses, Flags, KnownPages, PageSet, zero_pages
+from pymigrate.migrate.pace import Pace
+from pymigrate.runtime.errors import MigrationError
+from pymigrate.runtime.memory import Memories, Memory, Range, runs
+from pymigrate.transport import messages as m
+from pymigrate.transport import pages
+from pymigrate.transport.conversation import PATIENCE, Speaker
+from pymigrate.transport.pages import PAGE, Kind, News, Run, Stage
+
+BATCH = 256  # pages: 1 MiB
+AROUND = 8  # pages that go with a wanted one
+
+
+@dataclass
+class Sent:
+    """What was sent so far, in pages; ``wire`` in bytes after compression.
+
+    ``sending`` is how many seconds passed in which nothing was read, since the link had to be
+    waited for: what sending costs beyond looking at the memory.
+    """
+
+    early: int = 0
+    content: int = 0
+    zero: int = 0
+    same: int = 0
+    wanted: int = 0
+    wire: int = 0
+    sending: float = 0.0
+
+
+class MemorySender:
+    """Sends the memory of one container through one conversation. Close it in the end.
+
+    `round`, `freeze`, `begin` and `wait` are for one thread. What goes wrong in ours is raised
+    there: Unreachable and others of the conversation, MigrationError.
+    """
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        conclude: Callable[[], m.PagesTaken],
+        failed: Callable[[BaseException], None] = lambda _: None,
+    ) -> None:
+        """Take over a conversation that has just begun; ``conclude`` waits for its reply.
+
+        ``failed`` is told, in a thread of ours, what ended the conversation.
+        """
+        self.sent = Sent()
+        self._speaker = speaker
+        self._conclude = conclude
+        self._tell_failed = failed
+        self._known = KnownPages()
+        self._hot: list[tuple[int, Addresses]] = []  # what the last round found changed
+        self._gone = PageSet()  # FINAL pages that were sent
+        self._memories = Memories()
+        self._buffer = bytearray(pages.MAX_PAGES * PAGE + pages.TRAILER)
+        self._changed = threading.Condition()
+        self._wanted: deque[tuple[int, int]] = deque()
+        self._work: Iterator[None] | None = None
+        self._pace = Pace()
+        self._begun = False
+        self._ended = False
+        self._attached = False
+        self._complete = False
+        self._failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(act,), name=name, daemon=True)
+            for name, act in (("memory-sender", self._send), ("memory-news", self._hear))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # For the one who moves the container.
+
+    def await_pager(self) -> None:
+        """Wait until the target is there to take memory: a restore must find it listening.
+
+        It says so by taking a batch, of nothing.
+        """
+        self._begin(self._nothing())
+        self._await(lambda: (self._work is None and self._pace.all_taken) or self._complete)
+
+    def _nothing(self) -> Iterator[None]:
+        self._say(0, Stage.EARLY, 0, [])
+        yield
+
+    def round(self, pids: Sequence[int]) -> int:
+        """Send what has changed since the last round; the processes run. Return pages sent.
+
+        On return the target has taken all of it, so that the time was the link's too.
+        """
+        before = self.sent.early
+        self._hot = []
+        with Memories.of(pids) as memories:
+            self._begin(self._walk(memories, Stage.EARLY))
+            self._await(lambda: self._work is None)
+        started = time.monotonic()
+        self._await(lambda: self._pace.all_taken)
+        self.sent.sending += time.monotonic() - started
+        return self.sent.early - before
+
+    def freeze(self, pids: Sequence[int]) -> None:
+        """From now on what is wanted is sent: the processes are frozen."""
+        with self._changed:
+            self._memories.close()
+            self._memories = Memories.of(pids)
+            self._changed.notify_all()
+
+    def begin(self) -> None:
+        """Send everything, as soon as the target has processes for it; see `wait`.
+
+        A second time does nothing.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        self._begin(self._walk(self._memories, Stage.FINAL))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether nothing more can be sent by this conversation."""
+        return self._failure is not None
+
+    def _begin(self, work: Iterator[None]) -> None:
+        with self._changed:
+            self._work = work
+            self._changed.notify_all()
+
+    def await_attached(self) -> None:
+        """Wait until the target's pager and its supervisor hold the memory of every process.
+
+        Before that a process that ran could read zeros, if the pager died.
+        """
+        self._await(lambda: self._attached or self._complete)
+
+    def wait(self) -> m.PagesTaken:
+        """Wait until the target has all of it and nothing is missing there."""
+        self._await(lambda: self._work is None or self._complete)
+        self._speaker.end()
+        # The thread that hears ends by this word, and then the reply is ours.
+        self._await(lambda: self._complete)
+        self._stop()
+        return self._conclude()
+
+    def _await(self, done: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: done() or self._failure is not None)
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def close(self) -> None:
+        """Send nothing more; the conversation ends with its connection. May be repeated."""
+        self._stop()
+        self._memories.close()
+
+    # The two threads.
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except BaseException as error:
+            with self._changed:
+                first = self._failure is None
+                self._failure = self._failure or error
+                self._ended = True
+                self._changed.notify_all()
+            if first:
+                self._tell_failed(error)
+
+    def _hear(self) -> None:
+        while not (self._ended or self._complete):
+            heard = self._speaker.hear(PATIENCE)
+            if heard is None:
+                continue
+            with self._changed:
+                for kind, inner, value in pages.parse_news(heard):
+                    if kind is News.WANTED:
+                        self._wanted.append((inner, value))
+                    elif kind is News.TAKEN:
+                        self._pace.taken(value, time.monotonic())
+                    elif kind is News.ATTACHED:
+                        self._attached = True
+                    else:
+                        self._complete = True
+                self._changed.notify_all()
+
+    def _send(self) -> None:
+        while True:
+            with self._changed:
+                blocked = self._work is not None and not self._pace.may_send
+                self._pace.waits(blocked=blocked)
+                started = time.monotonic()
+                self._changed.wait_for(self._may_go_on)
+                self.sent.sending += (time.monotonic() - started) if blocked else 0.0
+                if self._ended:
+                    return
+                wanted, self._wanted = self._wanted, deque()
+                work = self._work
+            for inner, address in wanted:
+                self._send_wanted(inner, address)
+            if not wanted and work is not None and next(work, False) is False:
+                with self._changed:
+                    self._work = None
+                    self._changed.notify_all()
+
+    def _may_go_on(self) -> bool:
+        if self._ended or (self._wanted and self._memories.by_inner):
+            return True
+        return self._work is not None and self._pace.may_send
+
+    # What is sent.
+
+    def _walk(self, memories: Memories, stage: Stage) -> Iterator[None]:
+        """Send all pages of all processes, a batch at each step."""
+        if stage is Stage.FINAL:
+            while not (self._attached or self._complete):
+                with self._changed:
+                    self._changed.wait_for(
+                        lambda: self._attached or self._complete or self._ended or self._wanted
+                    )
+                yield
+            yield from self._walk_hot()
+        for memory in memories.by_inner.values():
+            for area in memory.areas():
+                for ranges in batches(memory.pages(area)):
+                    if self._complete:
+                        return
+                    self._send_pages(memory, addresses_of(ranges), stage)
+                    yield
+
+    def _walk_hot(self) -> Iterator[None]:
+        """Send what was written last: it will be needed first."""
+        for inner, addresses in self._hot:
+            memory = self._memories.by_inner.get(inner)
+            if memory is None or self._complete:
+                continue  # it has ended since
+            there = [bool(memory.has_page(int(address))) for address in addresses]
+            self._send_pages(memory, addresses[there], Stage.FINAL)
+            yield
+
+    def _send_wanted(self, inner: int, address: int) -> None:
+        """Send the page that a process waits for, with those behind it."""
+        self.sent.wanted += 1
+        memory = self._memories.by_inner.get(inner)
+        if memory is None:
+            raise MigrationError(
+                f"the target asks for the memory of a process {inner}, there is none"
+            )
+        near = np.arange(address, address + AROUND * PAGE, PAGE, dtype=np.uint64)
+        if not memory.has_page(address):
+            if self._gone.missing(inner, near[:1])[0]:
+                self._gone.add(inner, near[:1])
+                self._say(0, Stage.FINAL, inner, [Run(address, 1, Kind.ZERO)])
+            return
+        there = np.array([memory.has_page(int(each)) for each in near], np.bool_)
+        count = int(np.argmin(there)) or AROUND if not there.all() else AROUND
+        self._send_pages(memory, near[:count], Stage.FINAL)
+
+    def _send_pages(self, memory: Memory, addresses: Addresses, stage: Stage) -> None:
+        if stage is Stage.FINAL:
+            addresses = addresses[self._gone.missing(memory.inner, addresses)]
+        if not len(addresses):
+            return
+        view = memoryview(self._buffer)[: len(addresses) * PAGE]
+        got = memory.read(ranges_of(addresses), view) // PAGE
+        if stage is Stage.EARLY:
+            addresses, view = addresses[:got], view[: got * PAGE]
+        elif got < len(addresses):
+            raise MigrationError(
+                f"memory of process {memory.inner} at {int(addresses[got]):#x} cannot be read"
+            )
+        if len(addresses):
+            self._send_read(memory.inner, addresses, view, stage)
+
+    def _send_read(self, inner: int, addresses: Addresses, view: memoryview, stage: Stage) -> None:
+        """Leave out what need not go, and send the rest; the content is in our buffer."""
+        zeros = zero_pages(view)
+        kinds = np.where(zeros, np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
+        if stage is Stage.EARLY or self._known:
+            hashes = self._known.hashes(view)
+            same = self._known.unchanged(inner, addresses, hashes) & ~zeros
+            kinds[same] = Kind.SAME
+            self._known.learn(inner, addresses[~zeros], hashes[~zeros])
+        if stage is Stage.EARLY:
+            wanted = kinds == Kind.CONTENT
+            addresses, kinds = addresses[wanted], kinds[wanted]
+            content = wanted
+            self._hot.append((inner, addresses))
+        else:
+            self._gone.add(inner, addresses)
+            content = kinds == Kind.CONTENT
+        if not len(addresses):
+            return
+        count = int(content.sum())
+        if count < len(content):
+            rows = np.frombuffer(view, np.uint8).reshape(-1, PAGE)
+            packed = rows[content].tobytes()
+            view[: len(packed)] = packed
+        self._count(kinds, stage)
+        self._say(count, stage, inner, table(addresses, kinds))
+
+    def _count(self, kinds: np.ndarray[tuple[int], np.dtype[np.uint8]], stage: Stage) -> None:
+        if stage is Stage.EARLY:
+            self.sent.early += len(kinds)
+            return
+        self.sent.content += int((kinds == Kind.CONTENT).sum())
+        self.sent.zero += int((kinds == Kind.ZERO).sum())
+        self.sent.same += int((kinds == Kind.SAME).sum())
+
+    def _say(self, count: int, stage: Stage, inner: int, said: Sequence[Run]) -> None:
+        length = pages.seal(self._buffer, count, stage, inner, said)
+        level = self._pace.level if count else None
+        with self._changed:
+            self._pace.gone(length)  # first: the other side may say that it was taken at once
+        started = time.monotonic()
+        self.sent.wire += self._speaker.say(memoryview(self._buffer)[:length], level=level)
+        self.sent.sending += time.monotonic() - started
+
+
+def batches(ranges: Iterator[Range]) -> Iterator[list[Range]]:
+    """Cut and gather ranges into lists of at most BATCH pages."""
+    batch: list[Range] = []
+    room = BATCH
+    for each in ranges:
+        start = each.start
+        while start < each.end:
+            end = min(each.end, start + room * PAGE)
+            batch.append(Range(start, end))
+            room -= (end - start) // PAGE
+            start = end
+            if not room:
+                yield batch
+                batch, room = [], BATCH
+    if batch:
+        yield batch
+
+
+def addresses_of(ranges: Sequence[Range]) -> Addresses:
+    """Return the address of each page."""
+    return np.concatenate(
+        [np.arange(each.start, each.end, PAGE, dtype=np.uint64) for each in ranges]
+    )
+
+
+def ranges_of(addresses: Addresses) -> list[Range]:
+    """Join ascending addresses of pages into ranges."""
+    edges = np.flatnonzero(np.diff(addresses) != PAGE) + 1
+    begins = addresses[[0, *edges]].tolist()
+    ends = addresses[[*(edges - 1), len(addresses) - 1]].tolist()
+    return [Range(begin, end + PAGE) for begin, end in zip(begins, ends, strict=True)]
+
+
+def table(addresses: Addresses, kinds: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> list[Run]:
+    """Join pages of one kind that follow one another into runs."""
+    breaks: Flags = (np.diff(addresses) != PAGE) | (np.diff(kinds) != 0)
+    edges = np.flatnonzero(breaks) + 1
+    begins = [0, *edges.tolist()]
+    ends = [*edges.tolist(), len(addresses)]
+    return [
+        Run(int(addresses[begin]), end - begin, Kind(int(kinds[begin])))
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+
+
+__all__ = ["MemorySender", "Sent", "addresses_of", "batches", "ranges_of", "runs", "table"]

@@ -1,0 +1,203 @@
+"""The target as the source sees it: typed calls, and a connection that is made anew when lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from pymigrate.runtime.errors import PeerError, ProtocolError, PymigrateError, Unreachable
+from pymigrate.transport import messages as m
+from pymigrate.transport.channel import Timeout
+from pymigrate.transport.rpc import Client, Source
+
+if TYPE_CHECKING:
+    from pymigrate.migrate.memory_sender import MemorySender
+
+ANSWER_SECONDS = 60.0
+"""For requests that do little; streams and restores have no bound but the link's silence."""
+
+T = TypeVar("T")
+
+
+class Peer:
+    """The agent at the target, spoken to about one migration.
+
+    A connection that broke is made anew by the next call; whether that call may be repeated is the
+    caller's to know: release, resume, finish and status may.
+    """
+
+    def __init__(self, connect: Callable[[ExitStack], Client], migration_id: str) -> None:
+        """Keep how to connect; nothing happens before the first call.
+
+        ``connect(undo)`` returns a client and gives `undo` what hangs up.
+        """
+        self._connect = connect
+        self._undo = ExitStack()
+        self._id = migration_id
+        self._client: Client | None = None
+        self._memory_undo = ExitStack()
+        self._memory_client: Client | None = None
+        self._serves: frozenset[str] = frozenset()
+        self._sent_before = 0
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes put on the wire so far, by every connection."""
+        clients = (self._client, self._memory_client)
+        return self._sent_before + sum(each.traffic.sent for each in clients if each is not None)
+
+    def hello(self) -> m.HelloReply:
+        """Introduce ourselves once more; who the target is and what it can do."""
+        return self._call(lambda client: client.hello(self._id, timeout=ANSWER_SECONDS))
+
+    def reserve(self, request: m.Reserve) -> tuple[str, ...]:
+        """Hold a name and room; returns the digests of the layers that the target lacks."""
+        request.migration_id = self._id
+        reply = self._call(lambda client: client.call(request, timeout=ANSWER_SECONDS))
+        return tuple(reply.missing_layers)
+
+    def open_data(self) -> str:
+        """Have streams take a TLS connection of their own; return why not, or ""."""
+        return self._call(lambda client: client.open_data(self._id))
+
+    def open_memory(self, *, tls: bool) -> MemorySender:
+        """Open a connection of its own for the container's memory, and begin to speak on it.
+
+        It is closed by `close_memory`, and with this one.
+        """
+        from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
+
+        self.close_memory()
+        with ExitStack() as undo:
+            client = self._connect(undo)
+            _greet(client, self._id)
+            if tls and (why_not := client.open_data(self._id)):
+                raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
+            speaker = client.converse(m.Pages(migration_id=self._id))
+            memory = MemorySender(
+                speaker, lambda: client.conclude(timeout=ANSWER_SECONDS), self._without_memory
+            )
+            undo.callback(memory.close)
+            self._memory_undo = undo.pop_all()
+            self._memory_client = client
+        return memory
+
+    def _without_memory(self, error: BaseException) -> None:
+        """Let nobody wait for an answer that cannot come without memory, as to a restore."""
+        client = self._client
+        if client is not None:
+            reason = error.message if isinstance(error, PymigrateError) else str(error)
+            client.give_up(Unreachable(f"the memory cannot be sent any more: {reason}"))
+
+    def close_memory(self) -> None:
+        """Give up the connection for the memory; may be repeated."""
+        client, self._memory_client = self._memory_client, None
+        if client is not None:
+            self._sent_before += client.traffic.sent
+            self._memory_undo.close()
+
+    def put_layer(self, digest: str, stream: Source) -> int:
+        """Send one layer; returns its size in bytes."""
+        request = m.PutLayer(migration_id=self._id, digest=digest)
+        return self._call(lambda client: client.call(request, stream)).bytes
+
+    def prepare(self) -> None:
+        """Have the target's supervisor, network and cgroup made ready."""
+        request = m.Prepare(migration_id=self._id)
+        self._call(lambda client: client.call(request, timeout=ANSWER_SECONDS))
+
+    def put_images(self, manifest: bytes, stream: Source) -> int:
+        """Send CRIU's images; returns their size in bytes."""
+        request = m.PutImages(migration_id=self._id, manifest_json=manifest)
+        return self._call(lambda client: client.call(request, stream)).bytes
+
+    def put_files(self, tree: str, stream: Source) -> int:
+        """Send a tree: "upper" or the destination of a volume; returns its size in bytes."""
+        request = m.PutFiles(migration_id=self._id, tree=tree)
+        return self._call(lambda client: client.call(request, stream)).bytes
+
+    def serves(self, request: type[m.Message]) -> bool:
+        """Say whether the target knows a request that not every version knows."""
+        self._call(lambda _: None)  # connected, so that we were told
+        return request.DESCRIPTOR.name in self._serves
+
+    def put_changes(self, tree: str, number: int, stream: Source) -> int:
+        """Send what changed in a tree since round ``number`` - 1; returns the size in bytes."""
+        request = m.PutChanges(migration_id=self._id, tree=tree, round=number)
+        return self._call(lambda client: client.call(request, stream)).bytes
+
+    def restore(self) -> float:
+        """Have the container restored and held; returns the seconds it took there."""
+        return self._call(lambda client: client.call(m.Restore(migration_id=self._id))).seconds
+
+    def resume(self, frames: Sequence[bytes]) -> None:
+        """Let it run, and deliver what came for it meanwhile; may be repeated."""
+        request = m.Resume(migration_id=self._id, frames=frames)
+        self._call(lambda client: client.call(request, timeout=ANSWER_SECONDS))
+
+    def release(self) -> None:
+        """Have everything undone that does not run; may be repeated."""
+        request = m.Release(migration_id=self._id)
+        self._call(lambda client: client.call(request, timeout=ANSWER_SECONDS))
+
+    def finish(self) -> None:
+        """Let the target drop what it kept for a second try; may be repeated."""
+        request = m.Finish(migration_id=self._id)
+        self._call(lambda client: client.call(request, timeout=ANSWER_SECONDS))
+
+    def status(self) -> m.StatusReply:
+        """Ask how far the migration has come there; may be repeated."""
+        request = m.Status(migration_id=self._id)
+        return self._call(lambda client: client.call(request, timeout=ANSWER_SECONDS))
+
+    def _call(self, ask: Callable[[Client], T]) -> T:
+        client = self._connected()
+        try:
+            return ask(client)
+        except (PeerError, Timeout):
+            raise  # the line is as it was
+        except BaseException:
+            self.drop()
+            raise
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            with ExitStack() as undo:
+                client = self._connect(undo)
+                self._serves = frozenset(_greet(client, self._id).serves)
+                self._undo = undo.pop_all()
+            self._client = client
+        return self._client
+
+    def drop(self) -> None:
+        """Hang up; the next call connects anew."""
+        client, self._client = self._client, None
+        if client is not None:
+            self._sent_before += client.traffic.sent
+            self._undo.close()
+
+    def __enter__(self) -> Self:
+        """Hang up at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Hang up."""
+        self.close_memory()
+        self.drop()
+
+
+def _greet(client: Client, migration_id: str) -> m.HelloReply:
+    """Say hello; that the target refuses our protocol is as bad as that we refuse its."""
+    try:
+        return client.hello(migration_id, timeout=ANSWER_SECONDS)
+    except PeerError as error:
+        if error.peer_code == ProtocolError.exit_code:
+            raise ProtocolError(error.message, hint=error.hint) from error
+        raise

@@ -1,0 +1,1 @@
+"""A container on this host: namespaces, mounts, cgroups, images, supervisors, system calls."""

@@ -1,0 +1,137 @@
+"""Start the supervisor of a container."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pymigrate.runtime import control, errors
+from pymigrate.runtime.supervision import Supervision
+
+if TYPE_CHECKING:
+    from pymigrate.runtime.host import Host
+    from pymigrate.runtime.state import Record
+
+KEEPER_FD = 3
+READY_SECONDS = 60.0
+LOG_NAME = "supervisor.log"
+FENCE_NAME = "migration"
+HIDDEN = "."  # begins directories that are not containers yet, or no more; no name does
+
+
+def lower_directories(host: Host, record: Record) -> tuple[Path, ...]:
+    """Return the read-only directories of a container's root, lowest first."""
+    if record.rootfs is not None:
+        return (Path(record.rootfs),)
+    return tuple(host.images / "layers" / digest for digest in record.layers)
+
+
+def discard(directory: Path, container_id: str) -> None:
+    """Remove a container's directory: its name is free at once. A second time does nothing."""
+    import shutil  # of its own importers only --rm and rm need it
+
+    gone = directory.with_name(f"{HIDDEN}{directory.name}.{container_id[:12]}.removed")
+    try:
+        directory.rename(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone)
+
+
+class Launch:
+    """A supervisor that is starting: its interpreter loads while the caller does other things.
+
+    It touches nothing before ``ready``; ``abandon`` (or the caller's death) ends it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Start an interpreter for the container in this directory, which need not exist yet."""
+        self._directory = directory
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._pid = _spawn(directory, theirs.fileno())
+            except OSError:
+                self._connection.close()
+                raise
+
+    def abandon(self) -> None:
+        """Let it end without having done anything; a second time does nothing."""
+        self._connection.close()
+        self._reap()
+
+    def ready(self, *, plugged: bool) -> Supervision:
+        """Tell it to prepare the container, and wait until it has.
+
+        Raises:
+            PymigrateError: what the supervisor met; it undid what it had done.
+
+        """
+        try:
+            self._connection.settimeout(READY_SECONDS)
+            control.send(self._connection, {"op": "prepare", "plugged": plugged})
+            answer = control.receive(self._connection)
+        except TimeoutError as error:
+            self.abandon()
+            raise errors.HostError(
+                f"the supervisor of {self._directory.name} was not ready within "
+                f"{READY_SECONDS:.0f} s; it was told to give up",
+                hint=f"see {self._directory / LOG_NAME}",
+            ) from error
+        except (BrokenPipeError, ConnectionResetError):
+            answer = None
+        self._reap()
+        if answer is not None and "error" not in answer[0]:
+            return Supervision(self._connection, self._directory.name)
+        self._connection.close()
+        if answer is not None:
+            raise control.error_from_document(answer[0]["error"])
+        raise errors.HostError(
+            f"the supervisor of {self._directory.name} ended before it was ready"
+            + _last_words(self._directory)
+        )
+
+    def _reap(self) -> None:
+        # It forked once, to be nobody's child: what we started has ended.
+        pid, self._pid = self._pid, None
+        if pid is not None:
+            os.waitpid(pid, 0)
+
+
+def open_log(directory: Path) -> None:
+    """Make the supervisor's log the stdout and stderr of the calling process."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    log = os.open(directory / LOG_NAME, flags, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def _spawn(directory: Path, keeper: int) -> int | None:
+    program = [sys.executable, "-I", "-m", "pymigrate.runtime.supervisor", os.fspath(directory)]
+    # posix_spawn, for a caller may have threads (paramiko's) that a fork would lose.
+    return os.posix_spawn(
+        sys.executable,
+        program,
+        {"PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin", "LANG": "C.UTF-8"},
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, keeper, KEEPER_FD),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        ],
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE],
+    )
+
+
+def _last_words(directory: Path) -> str:
+    try:
+        lines = (directory / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    return f": {lines[-1]}" if lines else ""

@@ -1,0 +1,255 @@
+"""The memory of another process: where its pages are, and what is in them.
+
+Only private anonymous memory is looked at: that is what grows, and what CRIU restores lazily
+(CRIU: vma_entry_can_be_lazy in criu/include/vma.h). Everything else it writes into its images.
+
+Kernel: proc_pid_maps(5), admin-guide/mm/pagemap.rst, process_vm_readv(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from pymigrate.runtime import syscalls
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+_PIECES = 1024  # IOV_MAX
+
+_KERNELS = ("[vvar", "[vdso", "[vsyscall", "[uprobes", "[sigpage")
+
+# include/uapi/linux/fs.h, since Linux 6.7
+_PAGEMAP_SCAN = 0xC0606610
+_SCAN = struct.Struct("=12Q")
+_PFNZERO, _PRESENT, _SWAPPED = 1 << 5, 1 << 3, 1 << 4
+_REGIONS = 4096
+_REGION = np.dtype([("start", "=u8"), ("end", "=u8"), ("categories", "=u8")])
+
+_ENTRIES = 1 << 16  # of /proc/PID/pagemap that are read at once: 512 KiB
+_PAGEMAP_HERE = np.uint64(3 << 62)  # present or swapped
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A run of addresses, in bytes; both are multiples of a page."""
+
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A mapping that CRIU restores lazily; one that its own process may not read is read too."""
+
+    start: int
+    end: int
+    readable: bool
+
+
+def parse_maps(text: str) -> list[Area]:
+    """Return the private anonymous mappings of a /proc/PID/maps."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(maxsplit=5)
+        name = fields[5] if len(fields) == 6 else ""
+        if fields[1][3] != "p" or fields[4] != "0" or name.startswith(_KERNELS):
+            continue
+        start, _, end = fields[0].partition("-")
+        found.append(Area(int(start, 16), int(end, 16), fields[1][0] == "r"))
+    return found
+
+
+def inner_pid(pid: int) -> int:
+    """Return the PID that a process has in its innermost PID namespace, as CRIU's images say it.
+
+    Raises ProcessLookupError if it is gone.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError as error:
+        raise ProcessLookupError(errno.ESRCH, "gone", str(pid)) from error
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+class Memory:
+    """The memory of one process, of which CRIU's images speak as ``inner``. Close it in the end."""
+
+    def __init__(self, pid: int, inner: int, pagemap: int, mem: int) -> None:
+        """Use ``open``; owns both descriptors."""
+        self.pid = pid
+        self.inner = inner
+        self._pagemap = pagemap
+        self._mem = mem
+
+    @classmethod
+    def open(cls, pid: int) -> Self:
+        """Open the memory of a process. Raises ProcessLookupError if it is gone."""
+        inner = inner_pid(pid)
+        try:
+            pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ProcessLookupError(errno.ESRCH, "gone", str(pid)) from error
+        try:
+            mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(pagemap)
+            raise
+        return cls(pid, inner, pagemap, mem)
+
+    def close(self) -> None:
+        """Close both descriptors; may be repeated."""
+        for fd in (self._pagemap, self._mem):
+            if fd >= 0:
+                os.close(fd)
+        self._pagemap = self._mem = -1
+
+    def areas(self) -> list[Area]:
+        """Return the mappings, by address; none of a process that is gone."""
+        try:
+            text = Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+        return parse_maps(text)
+
+    def pages(self, area: Area) -> Iterator[Range]:
+        """Yield where an area has pages of its own, in memory or swapped out."""
+        try:
+            yield from _scan(self._pagemap, area.start, area.end)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                return
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+            yield from _walk(self._pagemap, area.start, area.end)
+
+    def has_page(self, address: int) -> bool:
+        """Say whether there is a page of its own at an address."""
+        data = os.pread(self._pagemap, 8, address // PAGE * 8)
+        return len(data) == 8 and bool(int.from_bytes(data, "little") >> 62)
+
+    def read(self, ranges: Sequence[Range], into: memoryview) -> int:
+        """Read ranges one behind the other; return how many bytes came before one was gone."""
+        pieces = [(each.start, each.length) for each in ranges]
+        done = 0
+        for at in range(0, len(pieces), _PIECES):
+            some = pieces[at : at + _PIECES]
+            wanted = sum(length for _, length in some)
+            got = self._read_some(some, into[done : done + wanted])
+            done += got
+            if got < wanted:
+                break
+        return done
+
+    def _read_some(self, pieces: list[tuple[int, int]], into: memoryview) -> int:
+        wanted = len(into)
+        try:
+            got = syscalls.process_vm_readv(self.pid, into, pieces)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                return 0
+            if error.errno not in (errno.EFAULT, errno.EPERM):
+                raise
+            got = 0
+        if got == wanted:
+            return got
+        return self._read_by_force(pieces, into)
+
+    def _read_by_force(self, pieces: list[tuple[int, int]], into: memoryview) -> int:
+        """Read through /proc/PID/mem, which also shows what the process itself may not read."""
+        done = 0
+        for address, length in pieces:
+            have = 0
+            while have < length:
+                try:
+                    got = os.preadv(self._mem, [into[done : done + length - have]], address + have)
+                except OSError as error:
+                    if error.errno not in (errno.EIO, errno.EFAULT):
+                        raise
+                    return done
+                if got == 0:
+                    return done
+                have += got
+                done += got
+        return done
+
+
+@dataclass
+class Memories:
+    """The memory of all processes of a container, by their PIDs in it. Close it in the end."""
+
+    by_inner: dict[int, Memory] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pids: Sequence[int]) -> Self:
+        """Open each that is still there; threads of one process share its memory."""
+        found = cls()
+        for pid in sorted(pids):
+            try:
+                memory = Memory.open(pid)
+            except ProcessLookupError:
+                continue
+            found.by_inner[memory.inner] = memory
+        return found
+
+    def close(self) -> None:
+        """Close each; may be repeated."""
+        for memory in self.by_inner.values():
+            memory.close()
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def _scan(pagemap: int, start: int, end: int) -> Iterator[Range]:
+    """Ask for regions by PAGEMAP_SCAN; ENOTTY before Linux 6.7."""
+    while start < end:
+        regions = np.zeros(_REGIONS, _REGION)
+        arguments = bytearray(
+            _SCAN.pack(
+                *(_SCAN.size, 0, start, end, 0),
+                *(regions.ctypes.data, len(regions), 0),
+                # Present or swapped, and not the page of zeros that reading alone maps.
+                *(_PFNZERO, _PFNZERO, _PRESENT | _SWAPPED, _PFNZERO),
+            )
+        )
+        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, arguments)
+        for first, last, _ in regions[:count].tolist():
+            yield Range(first, last)
+        start = _SCAN.unpack(arguments)[4]
+
+
+def _walk(pagemap: int, start: int, end: int) -> Iterator[Range]:
+    """Read one entry of eight bytes for each page there could be."""
+    for at in range(start, end, _ENTRIES * PAGE):
+        count = min(_ENTRIES, (end - at) // PAGE)
+        data = os.pread(pagemap, count * 8, at // PAGE * 8)
+        here = (np.frombuffer(data, "<u8") & _PAGEMAP_HERE) != 0
+        for first, last in runs(here):
+            yield Range(at + first * PAGE, at + last * PAGE)
+
+
+def runs(flags: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[int, int]]:
+    """Return the runs of true in an array: first, and one behind the last."""
+    edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -1,0 +1,121 @@
+"""The limits of a container in config.json: linux.resources of config-linux.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pymigrate.runtime.document import Node, each_of, number_of, or_else, some
+from pymigrate.runtime.errors import UsageError
+from pymigrate.runtime.settings import DeviceRule, IoRate, Resources
+
+
+def _device_rule(node: Node) -> DeviceRule:
+    access = or_else(node.get("access"), Node.text, "rwm")
+    if set(access) - set("rwm"):
+        raise node.need("access").wrong("letters of rwm")
+    return DeviceRule(
+        allow=node.need("allow").flag(),
+        type=or_else(node.get("type"), lambda each: each.one_of(("a", "b", "c")), "a"),
+        major=number_of(node, "major"),
+        minor=number_of(node, "minor"),
+        access=access,
+    )
+
+
+_IO_RATES = {
+    "throttleReadBpsDevice": "io_read_bps",
+    "throttleWriteBpsDevice": "io_write_bps",
+    "throttleReadIOPSDevice": "io_read_iops",
+    "throttleWriteIOPSDevice": "io_write_iops",
+}
+
+
+# What we enforce. A limit that the document names and we do not know is refused, never dropped.
+_RESOURCES = {
+    "devices": None,
+    "memory": {"limit", "swap", "reservation"},
+    "cpu": {"quota", "period", "shares", "cpus"},
+    "pids": {"limit"},
+    "unified": {"cpu.weight"},
+    "blockIO": {"weight", *_IO_RATES},
+}
+
+
+def _refuse_unknown_limits(node: Node) -> None:
+    assert isinstance(node.value, Mapping)  # noqa: S101 - the caller has read members of it
+    for group in node.value:
+        known = _RESOURCES.get(group, set())
+        child = node.get(group)
+        if known is None or child is None:
+            continue
+        members = child.value if isinstance(child.value, Mapping) else {"": None}
+        unknown = [name for name in members if name not in known and members[name] is not None]
+        if unknown or group not in _RESOURCES:
+            name = f".{unknown[0]}" if unknown and unknown[0] else ""
+            raise UsageError(f"{child.path}{name}: this limit is not supported yet")
+
+
+def _io_rate(node: Node) -> IoRate:
+    return IoRate(
+        major=node.need("major").number(0, 4095),
+        minor=node.need("minor").number(0, (1 << 20) - 1),
+        rate=node.need("rate").number(0),
+    )
+
+
+def weight_of_shares(shares: int) -> int:
+    """Return cgroup v2's cpu.weight for v1's cpu.shares, as runc and crun convert it."""
+    return 1 + (min(max(shares, 2), 262144) - 2) * 9999 // 262142
+
+
+def _positive(value: int | None) -> int | None:
+    return None if value is None or value < 0 else value
+
+
+def parse_resources(node: Node) -> Resources:
+    """Read an object like ``linux.resources``; UsageError for what we do not enforce."""
+    empty = Node({}, node.path)
+    memory, cpu = node.get("memory") or empty, node.get("cpu") or empty
+    pids, unified = node.get("pids") or empty, node.get("unified") or empty
+    block = node.get("blockIO") or empty
+    shares, weight = number_of(cpu, "shares"), unified.get("cpu.weight")
+    if weight is not None:
+        cpu_weight: int | None = int(weight.text())
+    else:
+        cpu_weight = None if not shares else weight_of_shares(shares)
+    read = Resources(
+        memory_limit=_positive(number_of(memory, "limit")),
+        memory_swap=_positive(number_of(memory, "swap")),
+        memory_reservation=_positive(number_of(memory, "reservation")),
+        cpu_quota_us=_positive(number_of(cpu, "quota")),
+        cpu_period_us=_positive(number_of(cpu, "period")),
+        cpu_weight=cpu_weight,
+        cpuset_cpus=or_else(cpu.get("cpus"), Node.text, None),
+        pids_limit=_positive(number_of(pids, "limit")),
+        devices=each_of(node.get("devices"), _device_rule),
+        io_weight=or_else(block.get("weight"), lambda each: each.number(10, 1000), None),
+        **{field: each_of(block.get(name), _io_rate) for name, field in _IO_RATES.items()},
+    )
+    _refuse_unknown_limits(node)
+    return read
+
+
+def resources_document(given: Resources) -> dict[str, object]:
+    """Return ``linux.resources``."""
+    weight = given.cpu_weight
+    return some(
+        devices=[some(**vars(rule)) for rule in given.devices],
+        memory=some(
+            limit=given.memory_limit, swap=given.memory_swap, reservation=given.memory_reservation
+        ),
+        cpu=some(quota=given.cpu_quota_us, period=given.cpu_period_us, cpus=given.cpuset_cpus),
+        unified={} if weight is None else {"cpu.weight": str(weight)},
+        pids=some(limit=given.pids_limit),
+        blockIO=some(
+            weight=given.io_weight,
+            **{
+                name: [vars(each) for each in getattr(given, field)]
+                for name, field in _IO_RATES.items()
+            },
+        ),
+    )

@@ -1,0 +1,238 @@
+"""A checkpoint killed at any line: the container goes on by itself, with its connections."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pymigrate.checkpoint import save
+from tests.lab import Client, Host, Lab
+from tests.privileged.migration.conftest import ADDRESS, PORT, Counter, counting, small_lab
+from tests.privileged.tool import until
+
+pytestmark = [pytest.mark.privileged, pytest.mark.criu]
+
+DYING = Path(__file__).with_name("dying.py")
+FILE = Path("/srv/checkpoint.tar.zst")
+SOME = pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.long)])
+"""Die at each so many-eth line; all of them take minutes."""
+
+HELD = f"save:{inspect.getsourcelines(save._copy_files)[1] + 1}"
+"""A line that is reached while CRIU holds the container."""
+
+HEAVY = "x=$(yes | head -c 60000000); while true; do echo tick >> /count; usleep 5000; done"
+
+FENCED = """
+import os, signal, sys
+from pathlib import Path
+from pymigrate.checkpoint import dump, save
+from pymigrate.runtime import lock, state
+from pymigrate.checkpoint.requests import DumpOptions
+from pymigrate.runtime.container import Container
+from pymigrate.runtime.host import Host
+
+container = Container.open(Host.open(Path(os.environ["PYMIGRATE_ROOT"])), "counter")
+images = Path("/srv/images")
+images.mkdir()
+with lock.locked(container.directory) as held, dump.prepare(container) as prepared:
+    container.supervision().guard(held, [prepared.pid])
+    container.freeze()
+    container.unplug()
+    dump.hold(container, images, DumpOptions(), prepared)
+    state.write_document(container.directory / "migration", {"migration": "m1"})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with small_lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def counter(lab: Lab) -> Iterator[Counter]:
+    yield counting(lab)
+    alpha = lab["alpha"]
+    alpha.pymigrate("rm", "-f", "counter")
+    alpha.sh(f"rm -rf {FILE} /srv/images /srv/pymigrate/snapshots")
+
+
+def checkpoint(host: Host, what: str, *line: str) -> subprocess.CompletedProcess[str]:
+    return host.run([sys.executable, DYING, "counter", FILE, what, *line], check=False)
+
+
+def killed(host: Host, what: str, line: str) -> None:
+    """Die there; a line that was not reached this time, as after a lost race, is let pass."""
+    done = checkpoint(host, what, line)
+    if done.returncode == 0:
+        assert line not in done.stdout.split()
+    else:
+        assert done.returncode in (-signal.SIGKILL, 137), (line, done)
+
+
+def answers(echo: Client, what: str) -> None:
+    while not echo.ask(what)["answers"]:
+        pass  # the client itself gives up, with an error, when nothing comes
+
+
+def supervisor_log(host: Host) -> str:
+    return host.outside("/srv/pymigrate/containers/counter/supervisor.log").read_text()
+
+
+def nothing_left(host: Host) -> bool:
+    """Say whether no CRIU is left, and nothing that the next checkpoint does not remove."""
+    names = {path.read_text().strip() for path in host.outside("/proc").glob("[0-9]*/comm")}
+    staged = list(host.outside("/srv/pymigrate").glob("staging-*"))
+    return "criu" not in names and not staged
+
+
+def test_clients_wait_about_as_long_as_the_container_stands_still(
+    lab: Lab, counter: Counter
+) -> None:
+    """A lost packet, or a neighbour asked for in vain, would cost them a second each time."""
+    alpha = lab["alpha"]
+    with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+        for number in range(4):
+            answers(echo, "before")
+            made = alpha.pymigrate_json("snapshot", "create", "counter")
+            gap = echo.ask("after")["longest_gap"]
+            assert gap < made["frozen_seconds"] + 0.7, (number, gap, made)
+        echo.finish()
+
+
+@SOME
+def test_killed_at_any_line_it_goes_on_with_its_connections(
+    lab: Lab, counter: Counter, every: int
+) -> None:
+    alpha = lab["alpha"]
+    lines = checkpoint(alpha, "runs-on").stdout.split()
+    assert any(line.startswith("dump:") for line in lines), lines
+    with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+        for line in lines[::every]:
+            killed(alpha, "runs-on", line)
+            answers(echo, line)
+        echo.finish()
+    assert "running" == counter.status(alpha)
+    alpha.pymigrate("checkpoint", "counter", "-R", "-o", FILE)
+    alpha.pymigrate("archive", "verify", FILE)
+    until(lambda: nothing_left(alpha))
+
+
+@SOME
+def test_killed_while_it_ends_it_goes_on_or_its_file_is_complete(
+    lab: Lab, counter: Counter, every: int
+) -> None:
+    """Until CRIU has its yes the container goes on; after it, all of it is in the file."""
+    alpha = lab["alpha"]
+    lines = checkpoint(alpha, "ends").stdout.split()
+    ended = went_on = 0
+    for line in [*lines[::every], lines[-1]]:
+        if counter.status(alpha) != "running":
+            alpha.pymigrate("restore", FILE)
+        alpha.sh(f"rm -f {FILE}")
+        with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+            killed(alpha, "ends", line)
+            until(lambda: counter.status(alpha) != "paused")
+            if counter.status(alpha) == "running":
+                went_on += 1
+                answers(echo, line)
+                echo.finish()
+            else:
+                ended += 1
+                alpha.pymigrate("archive", "verify", FILE)
+    assert ended
+    assert went_on
+
+
+def test_what_was_paused_before_stays_paused(lab: Lab, counter: Counter) -> None:
+    alpha = lab["alpha"]
+    with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+        alpha.pymigrate("pause", "counter")
+        killed(alpha, "runs-on", HELD)
+        until(lambda: "it goes on as before" in supervisor_log(alpha))
+
+        assert "paused" == counter.status(alpha)
+        alpha.pymigrate("resume", "counter")
+        answers(echo, "resumed")
+        echo.finish()
+
+
+def test_what_a_migration_holds_is_not_thawed(lab: Lab, counter: Counter) -> None:
+    alpha = lab["alpha"]
+    with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+        alpha.run([sys.executable, "-c", FENCED], check=False)
+        until(lambda: "a migration holds the container" in supervisor_log(alpha))
+
+        assert "paused" == counter.status(alpha)
+        alpha.sh("rm /srv/pymigrate/containers/counter/migration")
+        alpha.pymigrate("resume", "counter")
+        answers(echo, "resumed")
+        echo.finish()
+
+
+def test_who_comes_next_finds_it_settled(lab: Lab, counter: Counter) -> None:
+    """What is asked after the death is not undone by the guard: it waits for the lock."""
+    alpha = lab["alpha"]
+    for line in checkpoint(alpha, "runs-on").stdout.split()[10::40]:
+        checkpoint(alpha, "runs-on", line)
+        alpha.pymigrate("pause", "counter")
+        assert "paused" == counter.status(alpha), line
+        checkpoint(alpha, "runs-on", line)
+        alpha.pymigrate("resume", "counter")
+        assert "running" == counter.status(alpha), line
+
+
+def test_a_busy_supervisor_lets_it_go_on_when_it_can(lab: Lab, counter: Counter) -> None:
+    alpha = lab["alpha"]
+    supervisor = str(alpha.pymigrate_json("inspect", "counter")["state"]["supervisor_pid"])
+    with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+        checkpoint(alpha, "runs-on", HELD, supervisor)  # stops it, too
+        assert "paused" == counter.status(alpha)
+        alpha.sh(f"kill -CONT {supervisor}")
+        answers(echo, "awake")
+        echo.finish()
+
+
+def test_snapshots_killed_from_outside_at_many_moments(lab: Lab, counter: Counter) -> None:
+    """The command itself, with memory enough for CRIU to be at work when the signal comes."""
+    alpha = lab["alpha"]
+    alpha.pymigrate("rm", "-f", "counter")
+    alpha.pymigrate("run", "-d", "--name", "counter", "small", "sh", "-c", HEAVY)
+    count = alpha.outside("/srv/pymigrate/containers/counter/upper/count")
+    until(count.exists)
+    alive = 0
+    for files in range(0, 36, 3):
+        alive += killed_in_the_dump(alpha, files)
+        size = count.stat().st_size
+        until(lambda least=size: count.stat().st_size > least)  # type: ignore[misc]
+        assert "running" == counter.status(alpha)
+    assert alive > 6
+    alpha.pymigrate("snapshot", "create", "counter")
+    alpha.pymigrate("snapshot", "verify", "--data")
+    until(lambda: nothing_left(alpha))
+
+
+def killed_in_the_dump(host: Host, files: int) -> bool:
+    """Kill a snapshot when CRIU has begun so many files; say whether it came to that."""
+    null = subprocess.DEVNULL
+    before = set(host.outside("/srv/pymigrate").glob("staging-*"))
+    with host.popen(
+        ["pymigrate", "snapshot", "create", "counter"], stdout=null, stderr=null
+    ) as one:
+
+        def far_enough() -> bool:
+            stages = set(host.outside("/srv/pymigrate").glob("staging-*/checkpoint"))
+            fresh = [stage for stage in stages if stage.parent not in before]
+            return any(len(list(stage.iterdir())) >= files for stage in fresh)
+
+        until(lambda: one.poll() is not None or far_enough())
+        alive = one.poll() is None
+        one.send_signal(signal.SIGKILL)
+    return alive

@@ -1,0 +1,61 @@
+"""Real programs in containers: an image that has them, two hosts, and two ways to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.lab import Host, Lab, images
+from tests.lab.images import CachedImage
+
+PACKAGES = ("nginx-light", "postgresql", "python3", "redis-server")
+Relocate = Callable[[str], Host]
+
+
+@pytest.fixture(scope="session")
+def programs() -> CachedImage:
+    """Make a Debian image with the programs."""
+    return images.bootstrap("programs", PACKAGES)
+
+
+@pytest.fixture(scope="module")
+def lab(programs: CachedImage) -> Iterator[Lab]:
+    """Make two hosts that have the image."""
+    with Lab(("alpha", "beta")) as lab:
+        for host in lab.hosts.values():
+            images.lend(programs, host)
+        yield lab
+
+
+@pytest.fixture
+def containers(lab: Lab) -> Iterator[None]:
+    """Remove every container that the test left on any host."""
+    yield
+    for host in lab.hosts.values():
+        names = host.pymigrate("ps", "-a", "-q").stdout.split()
+        if names:
+            host.pymigrate("rm", "-f", *names)
+        host.sh("rm -f /srv/*.tar*")
+
+
+@pytest.fixture(params=["restored", "migrated"])
+def relocate(request: pytest.FixtureRequest, lab: Lab, containers: None) -> Relocate:
+    """Return a function that takes a container through a file, or to the other host.
+
+    It returns the host on which the container runs then.
+    """
+    alpha, beta = lab["alpha"], lab["beta"]
+
+    def restored(name: str) -> Host:
+        archive = f"/srv/{name}.tar.zst"
+        alpha.pymigrate("checkpoint", name, "-o", archive)
+        alpha.pymigrate("rm", name)
+        alpha.pymigrate("restore", archive)
+        return alpha
+
+    def migrated(name: str) -> Host:
+        alpha.pymigrate("migrate", name, beta.ssh_destination)
+        return beta
+
+    return {"restored": restored, "migrated": migrated}[request.param]

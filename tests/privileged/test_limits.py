@@ -1,0 +1,228 @@
+"""Limits, each proved by a workload that hits it; changed while running; and what is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.privileged.tool import Tool
+
+pytestmark = pytest.mark.privileged
+BUSY = "while :; do :; done"
+
+
+def stats(tool: Tool, name: str, seconds: float = 1.0) -> dict[str, float]:
+    text = tool("--json", "stats", "--no-stream", "--interval", str(seconds), name).stdout
+    found: dict[str, float] = json.loads(text)
+    return found
+
+
+def cpu_share(tool: Tool, name: str, seconds: float) -> float:
+    """How many CPUs it got, counted by the kernel against our clock, over this time."""
+    from pymigrate.runtime.container import Container
+    from pymigrate.runtime.host import Host
+
+    cgroup = Container.open(Host.open(tool.root), name).cgroup
+    used, begin = cgroup.stats().cpu_microseconds or 0, time.monotonic()
+    time.sleep(seconds)  # what is measured is this time
+    now = cgroup.stats().cpu_microseconds or 0
+    return (now - used) / 1e6 / (time.monotonic() - begin)
+
+
+def test_want_of_memory_ends_a_process_and_is_reported(tool: Tool) -> None:
+    script = "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done"
+    tool.run("--name", "web", "--memory", "16m", "--pids-limit", "10", "sh", "-c", script, code=137)
+
+    assert tool.state("web")["oom_killed"] is True
+    assert "out of memory" in tool("ps", "-a").stdout
+
+
+def test_the_cpu_quota_holds_within_a_tenth_also_when_it_is_changed(tool: Tool) -> None:
+    tool.run("-d", "--name", "web", "--cpus", "0.3", "--pids-limit", "10", "sh", "-c", BUSY)
+    assert cpu_share(tool, "web", 2.0) == pytest.approx(0.3, rel=0.1)
+
+    tool("update", "--cpus", "0.1", "web")
+    assert cpu_share(tool, "web", 3.0) == pytest.approx(0.1, rel=0.1)
+    assert json.loads(tool("inspect", "web").stdout)["spec"]["linux"]["resources"]["cpu"] == {
+        "quota": 10000,
+        "period": 100000,
+    }
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Return a node for the disk below the test's files."""
+    device = tmp_path.stat().st_dev
+    if not Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").exists():
+        pytest.skip("the test's files are on no disk")
+    os.mknod(tmp_path / "disk", stat.S_IFBLK | 0o600, device)
+    return tmp_path / "disk"
+
+
+def keep(path: Path, size: int) -> None:
+    """Make a file that is on the disk: what is not would be written by whoever goes around it."""
+    path.parent.mkdir()
+    with path.open("wb") as stream:
+        stream.write(os.urandom(size))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def transfer(tool: Tool, tmp_path: Path, option: str, script: str) -> float:
+    """Run a script in a container that waits for us; return the seconds that it took."""
+    for name in ("go", "done"):
+        os.mkfifo(tmp_path / "v" / name)
+    words = ("sh", "-c", f"read x < /v/go; {script}; echo > /v/done")
+    tool.run("-d", "--name", "web", option, "-v", f"{tmp_path}/v:/v:local", *words)
+    (tmp_path / "v/go").write_text("go\n")
+    begun = time.monotonic()
+    (tmp_path / "v/done").read_text()
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_bytes_to_and_from_a_disk_are_held_to_their_rate(
+    tool: Tool, tmp_path: Path, disk: Path, way: str
+) -> None:
+    keep(tmp_path / "v/file", 12 << 20)
+    script = {
+        "read": "dd if=/v/file of=/dev/null bs=256k iflag=direct",
+        "write": "dd if=/dev/zero of=/v/file bs=256k count=48 oflag=direct conv=notrunc",
+    }[way]
+    took = transfer(tool, tmp_path, f"--device-{way}-bps={disk}:4m", script)
+
+    assert took == pytest.approx(3.0, rel=0.1)
+
+
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_operations_on_a_disk_are_held_to_their_rate(
+    tool: Tool, tmp_path: Path, disk: Path, way: str
+) -> None:
+    keep(tmp_path / "v/file", 1 << 20)
+    script = {
+        "read": "dd if=/v/file of=/dev/null bs=4k count=150 iflag=direct",
+        "write": "dd if=/dev/zero of=/v/file bs=4k count=150 oflag=direct conv=notrunc",
+    }[way]
+    took = transfer(tool, tmp_path, f"--device-{way}-iops={disk}:50", script)
+
+    assert took == pytest.approx(3.0, rel=0.1)
+
+
+def test_what_the_kernel_has_no_file_for_is_refused_and_what_it_has_is_set(tool: Tool) -> None:
+    found = tool.run("--name", "web", "--io-weight", "300", "true", code=None)
+
+    if found.returncode:
+        assert "weight of block io" in found.stderr
+        assert found.returncode == 22
+    resources = json.loads(tool("inspect", "web").stdout)["spec"]["linux"]["resources"]
+    assert resources["blockIO"] == {"weight": 300}
+
+
+def test_a_fork_bomb_ends_at_the_limit_of_processes(tool: Tool) -> None:
+    tool.run("-d", "--name", "web", "--pids-limit", "12", "--memory", "64m", "sleep", "1000")
+    # Bounded by itself too: at most 64 processes, of 20 seconds each.
+    bomb = "i=0; while [ $i -lt 64 ]; do sleep 20 & i=$((i+1)); done; echo all"
+
+    failed = tool("exec", "web", "sh", "-c", bomb, code=2)
+
+    assert "fork" in failed.stderr
+    assert "all" not in failed.stdout
+    assert stats(tool, "web", 0.05)["processes"] == 11  # the bomb's shell has given up
+
+
+def test_a_device_that_is_not_allowed_cannot_be_opened_even_where_its_node_is(tool: Tool) -> None:
+    script = (
+        "busybox mknod /null c 1 3 && echo made; echo > /null && echo written; "
+        "busybox mknod /mem c 1 1 2>/dev/null; cat /mem 2>&1 | grep -c ."
+    )
+    found = tool.run("--rm", "--cap-add", "mknod", "sh", "-c", script, code=None).stdout
+
+    assert found.splitlines()[:2] == ["made", "written"]
+    os.mknod(tool.rootfs / "mem", 0o20666, os.makedev(1, 1))
+    refused = tool.run("--rm", "cat", "/mem", code=1).stderr
+    assert "Operation not permitted" in refused
+
+
+def test_limits_are_changed_while_it_runs_and_stay(tool: Tool) -> None:
+    tool.run("-d", "--name", "web", "--memory", "64m", "sleep", "1000")
+    tool("update", "--memory", "32m", "--pids-limit", "7", "--cpu-weight", "50", "web")
+
+    found = stats(tool, "web", 0.05)
+    assert (found["memory_limit_bytes"], found["pids_limit"]) == (32 << 20, 7)
+    tool("exec", "web", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done", code=2)
+    tool("update", "--memory", "-1", "--pids-limit", "-1", "web")
+    tool("exec", "web", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 0.1 & done; wait")
+
+    tool("stop", "-t", "0", "web")
+    tool("update", "--pids-limit", "5", "web")
+    tool("start", "web")
+    assert stats(tool, "web", 0.05)["pids_limit"] == 5
+    tool("exec", "web", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done", code=2)
+
+
+def test_of_several_limits_all_change_or_none(tool: Tool) -> None:
+    tool.run("-d", "--name", "web", "--memory", "64m", "--pids-limit", "9", "sleep", "1000")
+    before = tool("inspect", "web").stdout
+
+    # The kernel refuses the last one, after the others were set.
+    failed = tool(
+        "update", "--memory", "32m", "--cpus", "0.5", "--cpuset-cpus", "900", "web", code=20
+    )
+
+    assert "900" in failed.stderr
+    assert tool("inspect", "web").stdout == before
+    # More than 32 MiB at once: the old limit holds, and the new one would not let it.
+    greedy = ("dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1")
+    tool("exec", "web", *greedy)
+    tool("update", "--memory", "32m", "web")
+    tool("exec", "web", *greedy, code=137)
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--memory", "1k"), ("--memory-swap", "10m"), ("--cpus", "nan")]
+)
+def test_limits_that_make_no_sense_change_nothing(tool: Tool, words: tuple[str, ...]) -> None:
+    tool.run("-d", "--name", "web", "--memory", "64m", "sleep", "1000")
+    before = tool("inspect", "web").stdout
+
+    tool("update", *words, "web", code=2)
+
+    assert tool("inspect", "web").stdout == before
+
+
+def test_stats_count_processors_memory_processes_and_disk(tool: Tool) -> None:
+    script = f"sleep 1000 & {BUSY}"
+    options = ("--memory", "64m", "--cpus", "0.5", "--pids-limit", "10")
+    tool.run("-d", "--name", "web", *options, "sh", "-c", script)
+    found = stats(tool, "web", 2.0)
+
+    assert found["cpus"] == pytest.approx(0.5, rel=0.2)
+    assert found["processes"] == 2
+    assert 0 < found["memory_bytes"] < found["memory_limit_bytes"] == 64 << 20
+    assert (found["cpus_limit"], found["pids_limit"]) == (0.5, 10)
+    text = tool("stats", "--no-stream", "--interval", "0.1").stdout
+    assert "web" in text
+    assert "64.0 MiB" in text
+
+
+def test_stats_go_on_until_the_container_ends(tool: Tool) -> None:
+    tool.run("-d", "--name", "web", "sleep", "1000")
+    words = tool.argv("--json", "stats", "--interval", "0.05", "web")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        for _ in range(3):
+            assert json.loads(watching.stdout.readline())["name"] == "web"
+        tool("kill", "web")
+        assert watching.wait(timeout=20) == 0
+
+
+def test_a_container_that_does_not_run_has_no_stats(tool: Tool) -> None:
+    tool.run("--name", "web", "true")
+
+    assert "uses nothing" in tool("stats", "--no-stream", "web", code=13).stderr

@@ -1,0 +1,130 @@
+"""The conversation with CRIU, against one that follows a script."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from pymigrate.checkpoint import criu
+from pymigrate.checkpoint.criu import Criu, Finished, HungUp, Notification, Session
+from pymigrate.runtime.errors import CheckpointError
+from tests.fakes.criu import ScriptedCriu, await_hang_up, expect, hang_up, notify, reply
+
+pytest.importorskip("pycriu")
+
+
+@pytest.fixture(autouse=True)
+def some_criu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(criu, "find", lambda: Criu("/usr/sbin/criu", "4.2.1"))
+
+
+def test_notifications_are_answered_one_by_one_until_the_answer() -> None:
+    fake = ScriptedCriu(
+        [
+            expect("DUMP"),
+            notify("pre-dump"),
+            notify("post-dump", 17),
+            reply("DUMP", success=True),
+        ]
+    )
+    with Session.start(fake.spawn) as session:
+        session.ask(
+            "DUMP",
+            {"images_dir_fd": 3, "pid": 17, "external": ["net[1]:network"], "leave_running": True},
+        )
+        assert Notification("pre-dump", 0) == session.next(5)
+        session.vote(yes=True)
+        assert Notification("post-dump", 17) == session.next(5)
+        session.vote(yes=False)
+        assert Finished(True, None, 0, "") == session.next(5)
+    fake.finish()
+    assert [True, False] == fake.votes
+    asked = fake.requests[0].opts
+    assert (17, ["net[1]:network"], True) == (
+        asked.pid,
+        list(asked.external),
+        asked.leave_running,
+    )
+
+
+def test_descriptor_of_a_terminal_arrives() -> None:
+    read, write = os.pipe()
+    fake = ScriptedCriu([expect("RESTORE"), notify("orphan-pts-master", fds=[write])])
+    with Session.start(fake.spawn) as session:
+        session.ask("RESTORE", {})
+        event = session.next(5)
+        assert isinstance(event, Notification)
+        assert event.fd is not None
+        session.vote(yes=True)
+        fake.finish()
+        os.close(write)
+        os.write(event.fd, b"x")
+        os.close(event.fd)
+    assert b"x" == os.read(read, 10)
+    assert b"" == os.read(read, 10), "a copy of the descriptor was left open"
+    os.close(read)
+
+
+def test_nested_fields_and_lists_of_messages_are_filled() -> None:
+    fake = ScriptedCriu([expect("RESTORE")])
+    with Session.start(fake.spawn) as session:
+        session.ask(
+            "RESTORE",
+            {"images_dir_fd": 3, "inherit_fd": [{"key": "network", "fd": 4}], "ps": {"port": 99}},
+        )
+        fake.finish()
+    options = fake.requests[0].opts
+    assert ("network", 4, 99) == (
+        options.inherit_fd[0].key,
+        options.inherit_fd[0].fd,
+        options.ps.port,
+    )
+
+
+def test_death_of_criu_is_told() -> None:
+    fake = ScriptedCriu([expect("DUMP"), hang_up])
+    with Session.start(fake.spawn) as session:
+        session.ask("DUMP", {})
+        with pytest.raises(HungUp):
+            session.next(5)
+    fake.finish()
+
+
+def test_hanging_up_is_a_no() -> None:
+    fake = ScriptedCriu([expect("DUMP"), await_hang_up])
+    with Session.start(fake.spawn) as session:
+        session.ask("DUMP", {})
+    fake.finish()
+
+
+def test_a_criu_that_is_silent_for_too_long_is_killed() -> None:
+    fake = ScriptedCriu([expect("DUMP"), await_hang_up])
+    with Session.start(fake.spawn) as session:
+        session.ask("DUMP", {})
+        with pytest.raises(HungUp, match="said nothing"):
+            session.next(0.05)
+    assert fake.process is not None
+    assert -signal.SIGKILL == fake.process.wait(10)
+    fake.finish()
+
+
+def test_end_of_a_session_is_the_end_of_criu() -> None:
+    fake = ScriptedCriu([expect("DUMP"), await_hang_up])
+    session = Session.start(fake.spawn)
+    session.ask("DUMP", {})
+    session.end(0.05)  # this one does not end by itself
+    assert fake.process is not None
+    assert -signal.SIGKILL == fake.process.wait(10)
+    fake.finish()
+    session.end()  # it is gone
+
+
+def test_failed_answer_carries_criu_s_words() -> None:
+    fake = ScriptedCriu([expect("RESTORE"), reply("RESTORE", success=False, message="Error: no")])
+    with Session.start(fake.spawn) as session:
+        session.ask("RESTORE", {})
+        assert Finished(False, None, 0, "Error: no") == session.next(5)
+    fake.finish()
+    assert issubclass(HungUp, CheckpointError)

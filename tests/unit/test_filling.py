@@ -1,0 +1,152 @@
+"""Filling memory: who is filled, with what, in which order; the kernel's side is played."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from pymigrate.checkpoint import filling, lazily
+from pymigrate.checkpoint.memory_map import BLOCK, PAGE, Extent, PageFile, clipped
+from pymigrate.checkpoint.pager import Pager, Space
+from pymigrate.runtime import userfault
+from pymigrate.runtime.errors import RestoreFailed
+from pymigrate.runtime.userfault import Changing, Gone
+
+INNER = 7
+
+
+class Keeper:
+    """Keeps nothing."""
+
+    def keep(self, name: str, fd: int) -> None:
+        pass
+
+    def kept(self) -> Mapping[str, int]:
+        return {}
+
+    def drop_kept(self) -> None:
+        pass
+
+
+@pytest.fixture
+def filler(tmp_path: Path) -> Iterator[Pager]:
+    made = Pager(tmp_path, Keeper(), lambda *_: None, lambda _: None, room=0)
+    yield made
+    made._spaces.clear()  # their descriptors are none
+    made.close()
+
+
+def played(
+    monkeypatch: pytest.MonkeyPatch, copy: Callable[[int], None]
+) -> list[tuple[int, int, int]]:
+    """Have this done before each copy; returns what was copied: descriptor, address, length."""
+    done: list[tuple[int, int, int]] = []
+
+    def act(fd: int, address: int, _source: int, length: int) -> None:
+        copy(fd)
+        done.append((fd, address, length))
+
+    monkeypatch.setattr(userfault, "copy", act)
+    return done
+
+
+def test_a_child_that_is_forked_meanwhile_gets_the_page_too(
+    filler: Pager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filler._spaces.append(Space("0", 100, INNER))
+
+    def fork_first(_fd: int) -> None:
+        if len(filler._spaces) == 1:  # as when the message of a fork is read, and then
+            filler._spaces.append(Space("1", 101, INNER))
+            raise Changing
+
+    done = played(monkeypatch, fork_first)
+    filler.fill(INNER, 0x1000, memoryview(bytearray(PAGE)))
+    assert [(100, 0x1000, PAGE), (101, 0x1000, PAGE)] == done
+
+
+def test_it_is_alone_when_the_last_process_is_gone(
+    filler: Pager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not filler.is_alone  # there may be some yet
+    filler._spaces += [Space("0", 100, INNER), Space("1", 101, INNER)]
+
+    def gone(_fd: int) -> None:
+        raise Gone
+
+    played(monkeypatch, gone)
+    filler.fill(INNER, 0x1000, memoryview(bytearray(PAGE)))
+    assert filler.is_alone
+
+
+FILE = PageFile(
+    "pages-1.img",
+    BLOCK + 8 * PAGE,
+    INNER,
+    lazy=(Extent(0, 0x100000, BLOCK), Extent(BLOCK + 2 * PAGE, 0x900000, 6 * PAGE)),
+    eager=(Extent(BLOCK, 0x800000, 2 * PAGE),),
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        (0x100000, (FILE, 0)),
+        (0x100000 + BLOCK - PAGE, (FILE, BLOCK - PAGE)),
+        (0x800000 + PAGE, (FILE, BLOCK + PAGE)),
+        (0x900000 + 5 * PAGE, (FILE, BLOCK + 7 * PAGE)),
+        (0x900000 + 6 * PAGE, PAGE),  # nothing of the dump follows
+        (0x900000 - 2 * PAGE, 2 * PAGE),
+        (0x100000 + BLOCK, filling.AROUND * PAGE),
+    ],
+)
+def test_a_page_is_found_or_zeros_up_to_the_next_one(address: int, expected: object) -> None:
+    assert expected == filling._Processes([FILE]).find(INNER, address)
+
+
+def test_a_process_without_pages_has_zeros() -> None:
+    assert PAGE == filling._Processes([FILE]).find(INNER + 1, 0x100000)
+
+
+def test_extents_are_cut_at_blocks() -> None:
+    assert [Extent(0, 0x100000, BLOCK)] == list(FILE.within(0))
+    assert [FILE.lazy[1]] == list(FILE.within(1))
+    assert [2, 8 * PAGE] == [FILE.blocks, FILE.length(1)]
+    middle = [Extent(PAGE, 0x100000 + PAGE, 2 * PAGE)]
+    assert middle == list(clipped(FILE.lazy, PAGE, 3 * PAGE))
+    assert [] == list(clipped(FILE.lazy, BLOCK, BLOCK + 2 * PAGE))
+
+
+def heard(*lines: bytes) -> lazily.Filler:
+    """Return a filler that has said this and has gone."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(b"".join(lines))
+    return lazily.Filler(ours)
+
+
+READY, ATTACHED = b'["ready", ""]\n', b'["attached", ""]\n'
+FAILED = b'["failed", "the disk is gone"]\n'
+
+
+@pytest.mark.parametrize("lines", [(READY, FAILED), (READY, ATTACHED, FAILED), (FAILED,)])
+def test_why_it_failed_is_found_behind_all_that_it_said_before(lines: tuple[bytes, ...]) -> None:
+    filler = heard(*lines)
+    with pytest.raises(RestoreFailed, match="the disk is gone"):
+        filler.check()
+    filler._connection.close()
+
+
+def test_an_end_is_a_failure_only_before_it_has_all_processes() -> None:
+    whole = heard(READY, ATTACHED)
+    whole.await_word(filling.ATTACHED)
+    whole.check()
+    whole._connection.close()
+    cut = heard(READY)
+    cut.await_word(filling.READY)
+    with pytest.raises(RestoreFailed, match="killed"):
+        cut.check()
+    cut._connection.close()

@@ -1,0 +1,155 @@
+"""The conversation about memory, with a target that is a queue of news."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pymigrate.migrate.memory_sender import MemorySender
+from pymigrate.runtime.errors import Unreachable
+from pymigrate.transport import messages as m
+from pymigrate.transport import pages
+from pymigrate.transport.conversation import Speaker
+from pymigrate.transport.frames import Buffer
+from pymigrate.transport.pages import Batch, News, Stage
+
+MIB = 16
+
+
+class Target(Speaker):
+    """Takes each batch before the sender hears that it was sent, and tells what it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.news: queue.Queue[bytes | Exception] = queue.Queue()
+        self._taken = 0
+
+    def say(self, piece: Buffer, *, level: int | None = None) -> int:
+        self.batches.append(pages.decode(bytes(piece)))
+        self._taken += len(piece)
+        self.news.put(pages.news(News.TAKEN, value=self._taken))
+        self.news.join()
+        return len(piece)
+
+    def end(self) -> None:
+        self.news.put(pages.news(News.COMPLETE))
+
+    def hear(self, timeout: float | None = None) -> Buffer | None:
+        try:
+            told = self.news.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        self.news.task_done()
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+
+@contextmanager
+def talking() -> Iterator[tuple[MemorySender, Target, list[BaseException]]]:
+    target = Target()
+    failures: list[BaseException] = []
+    sender = MemorySender(target, m.PagesTaken, failures.append)
+    try:
+        yield sender, target, failures
+    finally:
+        sender.close()
+
+
+@pytest.fixture
+def pid() -> Iterator[int]:
+    """Run a process with memory of which each page is another."""
+    program = (
+        f"a = bytearray({MIB} << 20)\n"
+        "for at in range(0, len(a), 4096): a[at:at+8] = at.to_bytes(8, 'big') or b'x'\n"
+        "a[0] = 1; print('ready', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert b"ready\n" == process.stdout.readline()
+        yield process.pid
+        process.communicate(b"\n")
+
+
+def test_what_is_taken_at_once_never_closes_the_window(pid: int) -> None:
+    with talking() as (sender, target, _):
+        first = sender.round([pid])
+        second = sender.round([pid])
+
+    assert first * pages.PAGE > MIB << 20
+    assert second == 0  # nothing has changed
+    assert {Stage.EARLY} == {batch.stage for batch in target.batches}
+
+
+def test_after_rounds_only_what_changed_goes_again(pid: int) -> None:
+    with talking() as (sender, target, _):
+        sender.round([pid])
+        early = len(target.batches)
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.freeze([pid])
+        sender.begin()
+        sender.wait()
+
+    assert sender.sent.content == 0
+    assert sender.sent.same == sender.sent.early
+    assert not any(len(batch.content) for batch in target.batches[early:])
+
+
+def test_a_wanted_page_is_sent_though_nothing_else_is(pid: int) -> None:
+    with talking() as (sender, target, _):
+        sender.round([pid])
+        run = target.batches[0].runs[0]
+        sender.freeze([pid])
+        inner = target.batches[0].inner
+        target.news.put(pages.news(News.WANTED, inner=inner, value=run.address))
+        target.news.join()
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.begin()
+        sender.wait()
+
+    final = [batch for batch in target.batches if batch.stage is Stage.FINAL]
+    sent = [at for batch in final for at in addresses(batch)]
+    assert run.address == sent[0]
+    assert len(sent) == len(set(sent))  # and not a second time with the rest
+
+
+def addresses(batch: Batch) -> list[int]:
+    return [run.address + n * pages.PAGE for run in batch.runs for n in range(run.pages)]
+
+
+def test_nothing_is_committed_on_a_pager_that_never_answered() -> None:
+    with talking() as (sender, target, failures):
+        target.news.put(Unreachable("beta: no sign of life"))
+        with pytest.raises(Unreachable):
+            sender.await_attached()
+
+    assert ["beta: no sign of life"] == [str(each) for each in failures]
+    assert sender.has_failed
+
+
+def test_a_pager_that_has_the_processes_is_attached() -> None:
+    with talking() as (sender, target, _):
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.await_attached()
+
+
+def test_a_target_that_takes_nothing_yet_is_waited_for() -> None:
+    with talking() as (sender, target, _):
+        sender.await_pager()
+
+    assert [(Stage.EARLY, [])] == [(batch.stage, list(batch.runs)) for batch in target.batches]
+
+
+def test_a_target_that_is_not_there_is_told() -> None:
+    with talking() as (sender, target, _):
+        target.say = lambda *_, **__: 0  # type: ignore[method-assign]  # it takes nothing
+        target.news.put(Unreachable("beta: no sign of life"))
+        with pytest.raises(Unreachable):
+            sender.await_pager()

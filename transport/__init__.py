@@ -1,0 +1,1 @@
+"""Bytes to another host: frames, messages, channels, SSH, compression."""

@@ -1,0 +1,133 @@
+"""A request during which both sides speak: pieces go one way, news the other, until one END.
+
+::
+
+    source                                   target
+    REQUEST Pages          ─────────────▶    handler(request, Listener) begins
+    DATA 0, 1, 2 …         ─────────────▶    listener.hear()
+                           ◀─────────────    EVENT, at any time
+    END                    ─────────────▶    hear() returns None
+                           ◀─────────────    REPLY, or ERROR (at any time)
+
+A piece arrives whole, as it was said, unlike those of a stream (stream.py), and none waits for
+another: who asks for something by an EVENT has it with the next piece.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from pymigrate.runtime.errors import Corrupted, ProtocolError
+from pymigrate.transport import compression, messages
+from pymigrate.transport.channel import Timeout
+from pymigrate.transport.frames import MAX_PAYLOAD, Buffer, Flag, Frame, Kind
+from pymigrate.transport.link import Link
+
+_END = struct.Struct(">QI")  # bytes of all pieces, and how many they were
+PATIENCE = 0.2  # seconds after which the other connection is looked at, where an ERROR would be
+
+
+class Speaker:
+    """The source's side. One thread may speak while another one hears."""
+
+    def __init__(self, link: Link, refused: Callable[[], None] = lambda: None) -> None:
+        """Speak on ``link``; ``refused`` raises what came by another connection, if anything."""
+        self._link = link
+        self._refused = refused
+        self._pieces = 0
+        self._bytes = 0
+
+    def say(self, piece: Buffer, *, level: int | None = None) -> int:
+        """Send one piece, compressed by zstd if a level is given; return its bytes on the wire.
+
+        Returns when its memory may be used again.
+        """
+        packed = None if level is None else compression.compress(piece, level=level)
+        if packed is None:
+            frame = Frame(Kind.DATA, piece, number=self._pieces)
+        else:
+            frame = Frame(Kind.DATA, packed, Flag.ZSTD, self._pieces)
+        self._link.send(frame)
+        self._pieces += 1
+        self._bytes += len(piece)
+        return frame.size
+
+    def end(self) -> None:
+        """Say that nothing more comes."""
+        self._link.send(Frame(Kind.END, _END.pack(self._bytes, self._pieces)))
+
+    def hear(self, timeout: float | None = None) -> Buffer | None:
+        """Wait for news; None if there is none within ``timeout`` seconds.
+
+        Raises PeerError if the target ended the conversation, Unreachable if the line is cut.
+        """
+        waited = 0.0
+        while timeout is None or waited <= timeout:
+            wait = PATIENCE if timeout is None else min(PATIENCE, timeout - waited)
+            try:
+                frame = self._link.receive(timeout=wait)
+            except Timeout:
+                waited += wait
+                self._refused()
+                if timeout is not None and waited >= timeout:
+                    return None
+                continue
+            if frame.kind is Kind.ERROR:
+                raise messages.unpack_error(frame.payload)[1]
+            if frame.kind is not Kind.EVENT:
+                message = f"{self._link.peer} sent {frame.kind.name} in a conversation"
+                raise ProtocolError(message)
+            return frame.payload
+        return None
+
+
+class Listener:
+    """The target's side. One thread may hear while others tell."""
+
+    def __init__(self, link: Link) -> None:
+        """Listen to ``link``."""
+        self._link = link
+        self._pieces = 0
+        self._bytes = 0
+        self.ended = False
+
+    def hear(self) -> Buffer | None:
+        """Wait for the next piece; None after the last one.
+
+        Raises Unreachable if the line is cut, Corrupted if a piece is damaged or missing.
+        """
+        while not self.ended:
+            frame = self._link.receive()
+            if frame.kind is Kind.DATA:
+                return self._take(frame)
+            if frame.kind is Kind.END:
+                self._end(frame)
+            elif frame.kind is not Kind.EVENT:
+                message = f"{self._link.peer} sent {frame.kind.name} in a conversation"
+                raise ProtocolError(message)
+        return None
+
+    def _take(self, frame: Frame) -> Buffer:
+        if frame.number != self._pieces:
+            message = f"piece {self._pieces} is missing, {frame.number} came"
+            raise Corrupted(message)
+        self._pieces += 1
+        payload = frame.payload
+        if frame.flags & Flag.ZSTD:
+            payload = compression.decompress(payload, MAX_PAYLOAD[Kind.DATA])
+        self._bytes += len(payload)
+        return payload
+
+    def _end(self, frame: Frame) -> None:
+        if len(frame.payload) != _END.size:
+            message = f"END of {len(frame.payload)} bytes"
+            raise ProtocolError(message)
+        if _END.unpack(frame.payload) != (self._bytes, self._pieces):
+            message = "the conversation ended with other numbers than it had"
+            raise Corrupted(message)
+        self.ended = True
+
+    def tell(self, news: Buffer) -> None:
+        """Send news."""
+        self._link.send(Frame(Kind.EVENT, news))

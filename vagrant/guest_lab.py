@@ -1,0 +1,286 @@
+"""A lab of virtual machines: a network of its own, keys, seeds, and what remains of it: nothing.
+
+All processes of a lab live in namespaces of its own, below one process that holds them. When that
+one dies, the kernel kills the others and takes the network apart; so what is left to remove is a
+directory below /run. A lab with a leash ends with the process that made it; one without stays
+until `down`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import guest_images
+import guest_machines
+from debian_packages import SetupError, say
+from guest_images import Image
+from guest_machines import READY, Machine
+from guest_seed import make_keys, seed, ssh_config
+from guests import CLIENT_ADDRESS, GUESTS, PREFIX, STATE, Guest, Release
+
+BRIDGE = "pymigrate0"  # of the name that containers look for: this machine can be a host there, too
+PATIENCE = 300.0  # seconds for a guest to come up; a busy machine emulates slowly
+
+
+class Lab:
+    """The lab of a name: its namespaces, its guests, its directory below /run."""
+
+    def __init__(self, name: str = "lab") -> None:
+        self.name = name
+        self.directory = STATE / name
+        self._holder: subprocess.Popen[bytes] | None = None
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def holder(self) -> int | None:
+        """The PID of the process that holds the namespaces; None if the lab is down."""
+        try:
+            pid, started = map(int, (self.directory / "holder").read_text().split())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if start_time(pid) == started else None
+
+    @property
+    def guests(self) -> list[Guest]:
+        """The guests that were started, whether they still run or not."""
+        return [guest for guest in GUESTS.values() if self.console(guest).exists()]
+
+    def console(self, guest: Guest) -> Path:
+        """Return the file with all that a guest's kernel and init have said."""
+        return self.directory / f"{guest.name}.console"
+
+    def is_running(self, guest: Guest) -> bool:
+        """Say whether the guest's machine runs."""
+        pid = self.holder
+        return pid is not None and f"file:{self.console(guest)}" in commands_of(pid)
+
+    def up(self, guests: Sequence[Guest], *, leash: bool = False) -> dict[Release, Image]:
+        """Start guests; those that run already stay. Returns when each answers by SSH.
+
+        What is returned is what they run from. With `leash` the lab ends when this process does,
+        however it does.
+        """
+        guest_images.provide_programs(guest.release for guest in guests)
+        images = guest_images.build_all(guest.release for guest in guests)
+        if self.holder is None:
+            self.down()  # what a killed one left
+            self._make_network(leash=leash)
+        fresh = [guest for guest in guests if not self.is_running(guest)]
+        machines = [
+            Machine(
+                guest,
+                images[guest.release],
+                seed(guest, self.directory),
+                self.console(guest),
+                guest_machines.accelerator(guest, images[guest.release]),
+            )
+            for guest in fresh
+        ]
+        for machine in machines:
+            self._start(machine)
+        deadline = time.monotonic() + PATIENCE
+        for machine in machines:
+            self._wait_for(machine, deadline)
+        return images
+
+    def _make_network(self, *, leash: bool) -> None:
+        self.directory.mkdir(mode=0o700, parents=True)
+        make_keys(self.directory)
+        (self.directory / "ssh_config").write_text(ssh_config(self.directory))
+        hold = ["cat"] if leash else ["sleep", "infinity"]
+        unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
+        unshare += ["--propagation", "private", "--mount-proc", "--"]
+        outside = subprocess.Popen(
+            [*unshare, "sh", "-c", 'echo ready; exec "$@" > /dev/null', "hold", *hold],
+            stdin=subprocess.PIPE if leash else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # it outlives whoever reads ours
+            start_new_session=True,
+        )
+        self._holder = outside
+        if outside.stdout is None or outside.stdout.readline() != b"ready\n":
+            raise SetupError("the lab's namespaces cannot be made", "namespaces need root")
+        outside.stdout.close()
+        [pid] = children(outside.pid)
+        (self.directory / "holder").write_text(f"{pid} {start_time(pid)}\n")
+        self._ip(
+            f"link set lo up\nlink add name {BRIDGE} address 02:88:0a:58:00:01 type bridge\n"
+            f"link set {BRIDGE} up\naddress add {CLIENT_ADDRESS}/{PREFIX} dev {BRIDGE}\n"
+        )
+
+    def _ip(self, batch: str) -> None:
+        command = [*self.enter("--net"), "ip", "-batch", "-"]
+        said = subprocess.run(command, input=batch, text=True, capture_output=True, check=False)
+        if said.returncode:
+            raise SetupError(f"ip: {said.stderr.strip()}", "the lab's network cannot be made")
+
+    def _start(self, machine: Machine) -> None:
+        tap = machine.interface
+        self._ip(
+            f"tuntap add dev {tap} mode tap\nlink set {tap} master {BRIDGE}\nlink set {tap} up\n"
+            if not self._has_interface(tap)
+            else f"link set {tap} up\n"
+        )
+        machine.console.touch()
+        with (self.directory / f"{machine.guest.name}.qemu").open("wb") as log:
+            self._started[machine.guest.name] = subprocess.Popen(
+                [*self.enter("--net", "--mount", "--pid"), *machine.command()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _has_interface(self, name: str) -> bool:
+        show = [*self.enter("--net"), "ip", "link", "show", "dev", name]
+        return subprocess.run(show, capture_output=True, check=False).returncode == 0
+
+    def _wait_for(self, machine: Machine, deadline: float) -> None:
+        """Wait for a guest's init to be done, then for its sshd."""
+        guest = machine.guest
+        while READY not in machine.console.read_text(errors="replace"):
+            if self._ended(machine) or time.monotonic() > deadline:
+                raise SetupError(f"guest {guest.name} did not come up", self._last_words(guest))
+            select.select([], [], [], 0.1)  # a file of QEMU's: nothing to wait on
+        while time.monotonic() < deadline:
+            if self.run(guest, ["true"], timeout=30).returncode == 0:
+                return
+            select.select([], [], [], 0.2)
+        raise SetupError(f"guest {guest.name} does not answer by SSH", self._last_words(guest))
+
+    def _ended(self, machine: Machine) -> bool:
+        return self._started[machine.guest.name].poll() is not None
+
+    def _last_words(self, guest: Guest) -> str:
+        words = self.console(guest).read_text(errors="replace").splitlines()[-15:]
+        words += (self.directory / f"{guest.name}.qemu").read_text(errors="replace").splitlines()
+        return "it said: " + "\n".join(words)
+
+    def enter(self, *namespaces: str) -> list[str]:
+        """Return the words before a command that is to run in (some) namespaces of the lab.
+
+        With "--net" alone it runs as a third machine on the lab's network.
+        """
+        holder = self.holder
+        if holder is None:
+            raise SetupError(f"the lab {self.name} is down", "vagrant/lab up")
+        return ["nsenter", "--target", str(holder), *namespaces, "--"]
+
+    def ssh(self, guest: Guest, argv: Sequence[str] = (), *, terminal: bool = False) -> list[str]:
+        """Return the command that runs `argv` in a guest, or a shell there.
+
+        `argv` are words for the guest's shell, as with ssh itself.
+        """
+        options = ["-F", str(self.directory / "ssh_config"), *(["-tt"] if terminal else [])]
+        return [*self.enter("--net"), "ssh", *options, guest.name, *argv]
+
+    def run(
+        self, guest: Guest, argv: Sequence[str], *, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run words of a shell in a guest; a guest that hangs counts as a failure, 255."""
+        command = self.ssh(guest, argv)
+        try:
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            late = f"no answer in {timeout:g} s"
+            return subprocess.CompletedProcess(command, 255, stdout="", stderr=late)
+
+    def down(self) -> None:
+        """End everything of the lab and remove what it left. May be repeated."""
+        if (pid := self.holder) is not None:
+            kill(pid)
+        if self._holder is not None:
+            if self._holder.stdin is not None:
+                self._holder.stdin.close()
+            self._holder.wait()
+            self._holder = None
+        for process in self._started.values():
+            process.wait()
+        self._started.clear()
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+        if STATE.exists() and not any(STATE.iterdir()):
+            STATE.rmdir()
+
+
+def sweep(names: Iterable[str] | None = None) -> list[str]:
+    """Remove what labs left whose holder is dead; return their names."""
+    swept = []
+    for directory in sorted(STATE.glob("*")):
+        lab = Lab(directory.name)
+        if lab.holder is None and (names is None or directory.name in names):
+            say(f"removing what is left of the lab {lab.name}")
+            lab.down()
+            swept.append(lab.name)
+    return swept
+
+
+def kill(pid: int) -> None:
+    """Kill a process and wait until it is gone, and with it its PID namespace."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], 10)
+    finally:
+        os.close(pidfd)
+
+
+def start_time(pid: int) -> int | None:
+    """Return when `pid` was started, in clock ticks since boot; None if it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # proc(5): from field 3; the name may hold spaces
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def children(pid: int) -> list[int]:
+    """List the children of a single-threaded process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def commands_of(holder: int) -> str:
+    """Return the command lines of all processes in the holder's PID namespace."""
+    found = []
+    for process in Path(f"/proc/{holder}/root/proc").glob("[0-9]*"):
+        try:
+            found.append((process / "cmdline").read_bytes().decode(errors="replace"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+    return "\n".join(found)
+
+
+def describe(lab: Lab) -> list[dict[str, object]]:
+    """Return what there is of each guest, for `status`."""
+    rows: list[dict[str, object]] = []
+    for guest in lab.guests:
+        image = guest_images.find(guest.release)
+        rows.append(
+            {
+                "guest": guest.name,
+                "running": lab.is_running(guest),
+                "address": guest.address,
+                "kernel": image.base.release if image else guest.release.name,
+                "criu": image.base.criu if image else "",
+                "cgroup": guest.cgroup,
+            }
+        )
+    return rows
