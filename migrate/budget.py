@@ -211,12 +211,17 @@ def decide(
 def _futile(rounds: Sequence[Round]) -> bool:
     """Return whether the newest rounds each sent hardly less than the one before.
 
-    Once the container is slowed down, one such round is enough to slow it down more.
+    Once the container is slowed down, one such round is enough to slow it down more. Where it
+    cannot be slower, only rounds count whose memory was written at that speed: the first one
+    sends what was written before.
     """
-    looked_at = 2 if rounds[-1].throttle else FUTILE + 1
-    newest = rounds[-looked_at:]
-    return len(newest) == looked_at and all(
-        after.pages > before.pages * SHRINKS for before, after in pairwise(newest)
+    newest = rounds[-1]
+    slower = 0 < newest.throttle < MOST_THROTTLE
+    seen = rounds[-2:] if slower else rounds[-FUTILE - 1 :]
+    if not slower and (len(seen) <= FUTILE or seen[0].throttle != newest.throttle):
+        return False
+    return len(seen) > 1 and all(
+        after.pages > before.pages * SHRINKS for before, after in pairwise(seen)
     )
 
 

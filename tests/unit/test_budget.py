@@ -117,7 +117,18 @@ def test_throttling_gets_stronger_with_each_round_that_brings_little_and_then_en
         seen += rounds(10_000, throttle=last.throttle)
 
     assert [20, 60, 80, 90, 95, 98, 99] == steps
-    assert (Action.FREEZE, Mode.PRE) == (last.action, last.mode)
+    assert last.action is Action.ROUND
+
+
+def test_what_is_written_at_the_slowest_is_seen_before_it_is_given_up() -> None:
+    seen = rounds(10_000, 10_000, 10_000) + rounds(10_000, 9000, throttle=MOST_THROTTLE)
+
+    assert decided(seen, "throttle").action is Action.ROUND
+    helps = decided(seen + rounds(1000, throttle=MOST_THROTTLE), "throttle")
+    assert (Action.FREEZE, True) == (helps.action, helps.converged)
+    does_not = decided(seen + rounds(9000, throttle=MOST_THROTTLE), "throttle")
+    assert (Action.FREEZE, Mode.PRE) == (does_not.action, does_not.mode)
+    assert not does_not.converged
 
 
 def test_a_round_that_helps_is_not_throttled_more() -> None:

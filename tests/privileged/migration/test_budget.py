@@ -1,7 +1,8 @@
 """A program that writes memory faster than the link: each --on-no-converge does what it says.
 
-The link carries 12 MB/s; the program writes its 16 MiB anew in a small part of the 1.3 s that they
-take on it. With a hundredth of its CPU time it writes less than the link carries.
+The link carries 6 MB/s; the program writes its 16 MiB anew in a tenth of the 2.7 s that they take
+on it, so also on a machine that is busy. With a hundredth of its CPU time it writes a sixth of what
+the link carries.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ pytestmark = [
 
 DYING = Path(__file__).with_name("dying.py")
 SIZE = 16 << 20
-RATE = "100mbit"
+RATE = "50mbit"
 QUOTA = {"quota_us": 90_000, "period_us": 100_000}  # of --cpus 0.9
 WRITE = (
-    f"import os; memory = bytearray(os.urandom({SIZE})); print('ready', flush=True)\n"
+    f"import hashlib, os; memory = bytearray(os.urandom({SIZE})); print('ready', flush=True)\n"
     "while True:\n"
-    f" for at in range(0, {SIZE}, 4096): memory[at:at + 4096] = os.urandom(4096)"
+    f" for at in range(0, {SIZE}, 4096):\n"
+    "  memory[at:at + 4096] = os.urandom(4096)\n"
+    "  hashlib.pbkdf2_hmac('sha256', b'', b'', 30)"  # takes its time
 )
 LOOK = (
     "import json, os; from pathlib import Path;"
@@ -125,14 +128,14 @@ def test_rounds_that_do_not_converge_end_by_post_or_stop(
 def test_a_program_that_is_throttled_converges_and_is_as_fast_as_before_at_the_target(
     lab: Lab, writer: None, mode: str
 ) -> None:
-    report = moved(lab, mode, "--max-downtime", "900ms", "--on-no-converge", "throttle")
+    report = moved(lab, mode, "--max-downtime", "2s", "--on-no-converge", "throttle")
 
     assert mode == report["mode"]
     assert report["budget"]["converged"], report
     percents = [each["throttle"] for each in report["memory_rounds"]]
     assert [0, 0, 0, 20] == percents[:4]
     assert sorted(percents) == percents
-    assert report["predicted"]["blackout_seconds"] <= 0.9
+    assert report["predicted"]["blackout_seconds"] <= 2
 
 
 @pytest.mark.parametrize("mode", ["pre", "hybrid"])
