@@ -10,7 +10,12 @@ import pytest
 
 from tests.long.clean_root import CleanRoot, clean_root
 
-pytestmark = [pytest.mark.long, pytest.mark.privileged, pytest.mark.criu]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.privileged,
+    pytest.mark.criu,
+    pytest.mark.timeout(1800),  # it downloads a whole machine, and builds a CRIU
+]
 
 REPOSITORY = Path(__file__).parents[2]
 CHECKOUT = "/root/checkout"
