@@ -71,6 +71,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--hostname", metavar="H", help="its host name (default: its id's first 12 digits)")
     add("--entrypoint", metavar="E", help="run this instead of the image's entry point")
     add("--ulimit", action="append", default=[], metavar="T=S:H", help="such as nofile=1024:4096")
+    add("--sysctl", action="append", default=[], metavar="NAME=VALUE",
+        help="a kernel parameter of its namespaces, such as net.core.somaxconn=99")  # fmt: skip
     add("--read-only", action="store_true", help="let nothing be written to its root")
     add("-v", "--volume", action="append", default=[], metavar="SRC:DST[:ro,local]",
         help="show it a directory of the host; local: does not travel")  # fmt: skip

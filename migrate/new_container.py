@@ -236,6 +236,7 @@ def _spec(
         root_readonly=arguments.read_only,
         root_path="rootfs" if own_root else "/",
         annotations=source.annotations,
+        sysctl=options.sysctls(arguments.sysctl),
         uid_mappings=users,
         gid_mappings=groups,
         resources=replace(

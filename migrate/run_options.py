@@ -26,6 +26,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)([bkmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _VARIABLE = re.compile(r"[^\s=\0][^=\0]*")
+_SYSCTL = re.compile(r"[a-z][a-z0-9_-]*(\.[A-Za-z0-9_-]+)+")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _SHORT_KINDS = {"mnt": "mount", "net": "network"}
 _LIMITS = (
@@ -278,6 +279,20 @@ def ulimit(text: str) -> Rlimit:
             hint="such as nofile=1024:4096; types: " + " ".join(_LIMITS),
         )
     return Rlimit(f"RLIMIT_{name.upper()}", low, high)
+
+
+def sysctls(texts: Sequence[str]) -> dict[str, str]:
+    """Read each ``NAME=VALUE``; whether a namespace of the container has it is for spec.check."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not _SYSCTL.fullmatch(name) or not value.isascii() or "\n" in value:
+            raise UsageError(
+                f"--sysctl {text}: not NAME=VALUE; {NOTHING}",
+                hint="such as net.core.somaxconn=1024",
+            )
+        found[name] = value
+    return found
 
 
 def _limit(text: str) -> int:

@@ -17,8 +17,9 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from pathlib import Path
 from typing import Protocol
 
 from pymigrate.runtime import addresses, arp, publishing, rtnetlink
@@ -259,6 +260,25 @@ def _without_waiting(interface: str) -> None:
         # No IPv6, or /proc/sys is not ours to write: then the first second is without IPv6.
         if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES):
             raise
+
+
+def set_parameters(netns_fd: int, parameters: Mapping[str, str]) -> None:
+    """Set sysctls of a network namespace, by name (``net.core.somaxconn``).
+
+    Raises:
+        HostError: this kernel has none of this name, or refuses the value.
+
+    """
+
+    def write() -> None:
+        for name, value in parameters.items():
+            # Without its dots a name cannot lead out of /proc/sys.
+            path = Path("/proc/sys", name.replace(".", "/"))
+            with _told(f"cannot set the sysctl {name} to {value!r}"):
+                path.write_text(value, encoding="ascii")
+
+    if parameters:
+        inside(netns_fd, write)
 
 
 def plug(host_interface: str) -> None:

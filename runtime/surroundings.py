@@ -225,6 +225,7 @@ class Surroundings:
             self._held = publishing.hold(settings.ports, self.record.name)
             undo.callback(publishing.unpublish, interface)
         network.attach(settings, self.netns, interface, plugged=plugged)
+        self._set_parameters()
         if settings.ports:
             publishing.publish(settings, interface)
 
@@ -257,6 +258,15 @@ class Surroundings:
         os.close(self.netns)
         self.netns = theirs
         network.attach(settings, theirs, interface, plugged=False)
+        self._set_parameters()
+
+    def _set_parameters(self) -> None:
+        """Set the network's sysctls: CRIU brings the other namespaces' back, but not these."""
+        from pymigrate.runtime import network
+
+        wanted = self.spec.sysctl.items()
+        ours = {name: value for name, value in wanted if name.startswith("net.")}
+        network.set_parameters(self.netns, ours)
 
     def _remove_cgroup(self) -> None:
         self.cgroup.kill()

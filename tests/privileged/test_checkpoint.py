@@ -249,6 +249,40 @@ def test_restored_container_can_be_checkpointed_again(tool: Tool, tmp_path: Path
         assert tool.counts("a")
 
 
+@pytest.mark.parametrize("users", [(), ("--userns", "100000:100000:65536")])
+def test_sysctls_of_its_namespaces_go_with_it(
+    tool: Tool, tmp_path: Path, users: tuple[str, ...]
+) -> None:
+    archive = tmp_path / "a.tar.zst"
+    wanted = {"net/core/somaxconn": "77", "net/ipv4/ip_forward": "1", "kernel/shmmni": "55"}
+    given = [f"--sysctl={name.replace('/', '.')}={value}" for name, value in wanted.items()]
+    tool.start("a", COUNT, *given, *users)
+
+    tool.run("checkpoint", "a", "-o", archive)
+    tool.run("restore", archive, "--name", "b")
+
+    found = {name: tool.run("exec", "b", "cat", f"/proc/sys/{name}").strip() for name in wanted}
+    assert wanted == found
+
+
+@pytest.mark.parametrize(
+    ("parameter", "code", "said", "left"),
+    [
+        ("vm.swappiness=1", 2, "belongs to the whole host", []),
+        ("net.core.no_such=1", 125, "cannot set the sysctl net.core.no_such", ["created"]),
+        ("net.core.somaxconn=many", 125, "net.core.somaxconn to 'many'", ["created"]),
+    ],
+)
+def test_a_sysctl_that_cannot_be_set_is_named_and_nothing_runs(
+    tool: Tool, parameter: str, code: int, said: str, left: list[str]
+) -> None:
+    words = ("--rootfs", tool.rootfs, "--net", "none", "--sysctl", parameter, "sh", "-c", COUNT)
+
+    assert said in tool.run("run", "-d", *words, code=code)
+
+    assert left == [row["status"] for row in json.loads(tool.run("--json", "ps", "-a"))]
+
+
 def test_terminal_is_restored(tool: Tool, tmp_path: Path) -> None:
     words = ("--name", "t", "--rootfs", tool.rootfs, "--net", "none")
     tool.run("run", "-d", "-t", *words, "sh", "-c", COUNT)

@@ -143,6 +143,19 @@ def test_the_environment_comes_from_files_options_and_the_host(tmp_path: Path) -
         ),
         (options.volume, ["/srv", "srv:/x", "/tmp:x", "/tmp:/x:rx", "/no/such:/x", "/tmp:/"]),
         (options.tmpfs, ["tmp", "/", "/a/../.."]),
+        (
+            lambda text: options.sysctls([text]),
+            [
+                "",
+                "net.core.x",
+                "net=1",
+                "../x=1",
+                "net./etc=1",
+                "net..x=1",
+                "net.x=ä",
+                "net.x=1\n2",
+            ],
+        ),
         (options.hostname, ["", "-a", "a b", "a" * 65, "ä"]),
         (options.absolute, ["", "x", "./x"]),
         (options.users, ["", "1:2", "a:1:1", "1:1:0", "-1:1:1", "4294967295:0:1", "1:2:3:4"]),
@@ -161,7 +174,8 @@ def test_bad_values_are_refused(read: Callable[[str], object], bad: list[str]) -
 
 @given(st.text(max_size=20))
 def test_no_text_breaks_a_reader(text: str) -> None:
-    for read in (options.ulimit, options.volume, options.tmpfs, options.hostname):
+    readers = (options.ulimit, options.volume, options.tmpfs, options.hostname)
+    for read in (*readers, lambda each: options.sysctls([each])):
         with contextlib.suppress(UsageError):
             read(text)
 
@@ -172,6 +186,15 @@ def test_volumes_limits_and_capabilities() -> None:
     assert options.ulimit("nofile=10:20") == Rlimit("RLIMIT_NOFILE", 10, 20)
     assert options.ulimit("core=-1").hard == 2**64 - 1
     assert {"CAP_CHOWN"} == options.capability("chown", "--cap-add", ["CAP_CHOWN", "CAP_KILL"])
+
+
+def test_sysctls_are_names_and_values() -> None:
+    given = ["net.ipv4.ping_group_range=0 0", "net.core.somaxconn=7", "net.core.somaxconn=8"]
+
+    assert options.sysctls(given) == {
+        "net.ipv4.ping_group_range": "0 0",
+        "net.core.somaxconn": "8",
+    }
 
 
 def test_users_are_ranges_of_the_hosts() -> None:
