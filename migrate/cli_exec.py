@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 
 from pymigrate.migrate import moments, output
 from pymigrate.runtime import errors, spec
@@ -13,6 +12,7 @@ from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.log import Reader
 from pymigrate.runtime.state import Status
+from pymigrate.runtime.values import replace
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

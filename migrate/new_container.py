@@ -6,13 +6,13 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pymigrate.migrate import run_options as options
 from pymigrate.runtime import errors, image_notes, launch, lock, reaping, spec, state
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
+from pymigrate.runtime.values import dataclass, field, replace
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import os
 import resource
 import stat
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from pymigrate.runtime import capabilities, syscalls
@@ -16,6 +15,7 @@ from pymigrate.runtime.errors import CannotRun, CommandNotFound, MissingFeature,
 from pymigrate.runtime.seccomp import Program
 from pymigrate.runtime.settings import DEFAULT_PATH, Process, Rlimit, User
 from pymigrate.runtime.stdio import Stdio
+from pymigrate.runtime.values import dataclass
 
 
 class Kernel(capabilities.Kernel, Protocol):

@@ -13,7 +13,6 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pymigrate.runtime import cgroups_devices, cgroups_v1, cgroups_v2
@@ -22,6 +21,7 @@ from pymigrate.runtime.cgroups_files import Limit
 from pymigrate.runtime.cgroups_layout import Layout, detect
 from pymigrate.runtime.deadline import Deadline
 from pymigrate.runtime.errors import ContainerError, HostError, MissingFeature, UsageError
+from pymigrate.runtime.values import dataclass
 
 if TYPE_CHECKING:
     from pymigrate.runtime.spec import Resources

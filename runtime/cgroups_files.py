@@ -8,10 +8,10 @@ import os
 import select
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from pymigrate.runtime.deadline import Deadline
 from pymigrate.runtime.errors import ContainerError, HostError, MissingFeature
+from pymigrate.runtime.values import dataclass, replace
 
 # What rmdir and the writes of a cgroup say while it still has processes or children.
 _IN_USE = (errno.EBUSY, errno.ENOTEMPTY)

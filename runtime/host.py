@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from pymigrate.runtime import errors
+from pymigrate.runtime.values import dataclass
 
 DEFAULT_ROOT = Path("/var/lib/pymigrate")
 _ID_FILE = "host-id"

@@ -6,9 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 
 from pymigrate.runtime.errors import ImageError, UsageError
+from pymigrate.runtime.values import asdict, dataclass, replace
 
 _PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 # distribution/reference's grammar: a registry's host and port may come first.

@@ -20,7 +20,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from pymigrate.runtime.host import Host
 from pymigrate.runtime.image_record import Image, ImageConfig
 from pymigrate.runtime.lock import locked, try_lock
 from pymigrate.runtime.state import write_document
+from pymigrate.runtime.values import dataclass, replace
 
 LIMITS = tree.Limits(max_bytes=1 << 38, max_files=3_000_000)
 """The most that an image may unpack to: 256 GiB."""

@@ -14,8 +14,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+from pymigrate.runtime.values import dataclass
 
 # linux/netlink.h
 NLMSG_ERROR = 2

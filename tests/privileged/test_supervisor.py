@@ -184,6 +184,27 @@ def test_a_container_outlives_its_supervisor(tool: Tool) -> None:
     tool("rm", "-f", "web")
 
 
+def test_a_supervisor_shows_and_holds_nothing_of_the_command_that_forked_it(tool: Tool) -> None:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as pipe:
+        subprocess.run(
+            tool.argv("run", "-d", "--name", "c", "--net", "none", "-e", "WORD=secret-1",
+                      "--rootfs", str(tool.rootfs), "sleep", "1000"),
+            env={**os.environ, "WORD": "secret-2"},
+            pass_fds=[write],
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )  # fmt: skip
+        os.close(write)
+
+        assert pipe.read() == b""  # the end of the file: nobody has it open for writing
+    process = Path(f"/proc/{tool.supervisor('c').pid}")
+    assert process.joinpath("cmdline").read_bytes().startswith(b"pymigrate: supervisor of /")
+    assert b"secret" not in process.joinpath("cmdline").read_bytes()
+    assert b"secret" not in process.joinpath("environ").read_bytes()
+    assert read_link(f"{process}/cwd") == "/"
+
+
 def test_a_supervisor_that_dies_prepared_leaves_what_rm_removes(container: Container) -> None:
     container.prepare()
     supervisor = supervisor_of(container)
