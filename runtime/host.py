@@ -79,6 +79,11 @@ class Host:
         return self.root / "images"
 
     @property
+    def index(self) -> Path:
+        """The file that says which images there are; see image_index.py."""
+        return self.images / "index.json"
+
+    @property
     def migrations(self) -> Path:
         """The directory with one journal for each migration."""
         return self.root / "migrations"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -54,6 +53,8 @@ class Image:
 
 def make(reference: str | None, layers: tuple[str, ...], config: ImageConfig, size: int) -> Image:
     """Return an image with its digest: of layers and configuration, but not of the date."""
+    import hashlib  # which loads OpenSSL's, and who only reads images makes no digest
+
     timeless = {**asdict(replace(config, created="")), "layers": layers}
     timeless = {key: value for key, value in timeless.items() if value or key not in _LATER}
     text = json.dumps(timeless, sort_keys=True, separators=(",", ":"))

@@ -366,8 +366,8 @@ def write_document(path: Path, document: Mapping[str, object], *, durable: bool 
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with fresh.open("w", encoding="utf-8") as stream:
-            json.dump(document, stream, separators=(",", ":"))
-            stream.write("\n")
+            # Not json.dump, which encodes in Python: ten times as slow.
+            stream.write(json.dumps(document, separators=(",", ":")) + "\n")
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
