@@ -32,6 +32,7 @@ UNITS = {"": 1, "MIB": 1, "M": 1, "GIB": 1024, "G": 1024}
 
 FIRST = (
     Measure("start", "Start: run a program that ends at once", (Column("seconds", "wall"),)),
+    Measure("exec", "Exec: the same in a container that runs", (Column("seconds", "wall"),)),
     Measure(
         "checkpoint",
         "Checkpoint, the workload runs on",
@@ -219,7 +220,7 @@ def main() -> int:
     """Run what is asked for; the exit code says nothing about who is faster."""
     parser = argparse.ArgumentParser(prog="bench/run", description=__doc__)
     benches = parser.add_subparsers(dest="bench", required=True)
-    bench = benches.add_parser("first", help="start, checkpoint, restore, migration")
+    bench = benches.add_parser("first", help="start, exec, checkpoint, restore, migration")
     bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
     bench.add_argument(
         "--size", type=mebibytes, default=512, help="of the workload's memory (default: 512MiB)"

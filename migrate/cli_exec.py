@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from pymigrate.migrate import moments, output
+from pymigrate.migrate import output
 from pymigrate.runtime import errors, spec
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
@@ -145,6 +145,7 @@ def attach(arguments: argparse.Namespace) -> int:
 
 def logs(arguments: argparse.Namespace) -> int:
     """Print the log, stdout and stderr apart."""
+    from pymigrate.migrate import moments
     from pymigrate.migrate.session import Session
 
     container = Container.open(Host.open(arguments.root), arguments.name)
