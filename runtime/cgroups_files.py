@@ -33,6 +33,13 @@ class Limit:
     value: str
     instead: tuple[str, str] | None = None
 
+    def other(self) -> Limit:
+        """Return it as it is written to the other file."""
+        if self.instead is None:
+            return self
+        file, value = self.instead
+        return replace(self, file=file, value=value, instead=None)
+
 
 def read(directory: str, file: str) -> str:
     """Return the text of a file without its last newline."""
@@ -71,14 +78,6 @@ def write(directory: str, file: str, value: str) -> None:
 def exists(directory: str, file: str) -> bool:
     """Tell whether the kernel offers this file here."""
     return os.path.exists(f"{directory}/{file}")  # noqa: PTH110 hot path
-
-
-def found(directory: str, limit: Limit) -> tuple[str, Limit]:
-    """Return where a limit is written, and what: by its other file if only that is there."""
-    if limit.instead is None or exists(directory, limit.file):
-        return directory, limit
-    file, value = limit.instead
-    return directory, replace(limit, file=file, value=value)
 
 
 def set_limit(directory: str, limit: Limit) -> None:
