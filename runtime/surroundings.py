@@ -222,7 +222,7 @@ class Surroundings:
             from pymigrate.runtime import publishing
 
             # Held by us until we end; the rules lead there as soon as they are made.
-            self._held = publishing.hold(settings.ports, self.record.name)
+            self._held = publishing.hold(settings, self.record.name)
             undo.callback(publishing.unpublish, interface)
         network.attach(settings, self.netns, interface, plugged=plugged)
         if settings.ports:
