@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import machine
 from bench.first import Scene
 from bench.harness import FAILURES, interleave
+from bench.native import WORKS, Native
 from bench.restores import Restores
 from bench.results import Column, Measure, Outcome, show
 from bench.snapshots import Scene as SnapshotScene
@@ -32,6 +33,7 @@ UNITS = {"": 1, "MIB": 1, "M": 1, "GIB": 1024, "G": 1024}
 
 FIRST = (
     Measure("start", "Start: run a program that ends at once", (Column("seconds", "wall"),)),
+    Measure("exec", "Exec: the same in a container that runs", (Column("seconds", "wall"),)),
     Measure(
         "checkpoint",
         "Checkpoint, the workload runs on",
@@ -71,6 +73,32 @@ RESTORES = (
             Column("all_seconds", "until all is there", compared=False),
             Column("stall_seconds", "worst stall between", compared=False),
             Column("command_seconds", "until the command ends", compared=False),
+        ),
+    ),
+)
+
+
+NATIVE = (
+    *(
+        Measure(work, what, (Column("seconds", "by its own clock"),))
+        for work, what in WORKS.items()
+    ),
+    Measure(
+        "shared",
+        "Memory of containers of one image that map a file of 32 MiB of it",
+        (
+            Column("rss_bytes", "resident", compared=False),
+            Column("pss_bytes", "its share (PSS)", compared=False),
+            Column("supervisors_bytes", "supervisors (PSS)", compared=False),
+        ),
+    ),
+    Measure(
+        "many",
+        "Many containers, one command after another",
+        (
+            Column("start_seconds", "start all", compared=False),
+            Column("list_seconds", "list all", compared=False),
+            Column("remove_seconds", "remove all", compared=False),
         ),
     ),
 )
@@ -205,6 +233,30 @@ def restores(arguments: argparse.Namespace, console: Console) -> Outcome:
     )
 
 
+def native(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Run the fourth benchmark."""
+    began, busy = datetime.now(UTC), machine.busy()
+
+    def tell(text: str) -> None:
+        console.print(Text(text, style="dim"), soft_wrap=True)
+
+    with ExitStack() as stack:
+        scene = Native(stack)
+        rows = interleave([*scene.episodes()], arguments.runs, tell=tell)
+        rows += interleave([*scene.once()], 1, warm_up=False, tell=tell)
+    return Outcome(
+        bench="native",
+        when=began,
+        machine=machine.Machine.here(),
+        commit=machine.commit(),
+        versions={"pymigrate": scene.version},
+        settings={"runs": arguments.runs},
+        busy_before=busy,
+        rows=rows,
+        unavailable={},
+    )
+
+
 def measured(outcome: Outcome) -> set[str]:
     """Return the names of what was measured."""
     return {row.measure for row in outcome.rows}
@@ -219,7 +271,7 @@ def main() -> int:
     """Run what is asked for; the exit code says nothing about who is faster."""
     parser = argparse.ArgumentParser(prog="bench/run", description=__doc__)
     benches = parser.add_subparsers(dest="bench", required=True)
-    bench = benches.add_parser("first", help="start, checkpoint, restore, migration")
+    bench = benches.add_parser("first", help="start, exec, checkpoint, restore, migration")
     bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
     bench.add_argument(
         "--size", type=mebibytes, default=512, help="of the workload's memory (default: 512MiB)"
@@ -262,6 +314,10 @@ def main() -> int:
     )
     bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     bench.set_defaults(act=restores, measures=RESTORES)
+    bench = benches.add_parser("native", help="the same work inside and outside a container")
+    bench.add_argument("--runs", type=positive, default=15, metavar="N", help="default: 15")
+    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    bench.set_defaults(act=native, measures=NATIVE)
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: this needs root\nhint: sudo ./bench/run", file=sys.stderr)

@@ -58,6 +58,9 @@ class Scene:
             if subject.name != "criu":
                 yield Episode(subject.name, "", ("start",), Start(subject).act)
         for subject in self.subjects:
+            if subject.name != "criu":
+                yield Episode(subject.name, "", ("exec",), Execution(subject).act)
+        for subject in self.subjects:
             for form in subject.formats:
                 act = Checkpoint(subject, form, self.workload, self.lab.client).act
                 yield Episode(subject.name, form, ("checkpoint", "restore"), act)
@@ -85,6 +88,23 @@ class Start:
         began = time.monotonic()
         self._subject.start()
         yield Sample("start", {"seconds": time.monotonic() - began})
+
+
+class Execution:
+    """One more program in a container that runs a small workload."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def act(self) -> Iterator[Sample]:
+        """Measure it once."""
+        subject = self._subject
+        with ExitStack() as stack:
+            stack.callback(subject.remove)
+            subject.launch(Workload(1))
+            began = time.monotonic()
+            subject.execute()
+            yield Sample("exec", {"seconds": time.monotonic() - began})
 
 
 class Checkpoint:

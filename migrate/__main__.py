@@ -1,8 +1,6 @@
 """``python -m pymigrate.migrate``: the same as the command ``pymigrate``."""
 
-import sys
-
-from pymigrate.migrate.cli import main
+from pymigrate.migrate.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

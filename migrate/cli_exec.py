@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 
-from pymigrate.migrate import moments, output
+from pymigrate.migrate import output
 from pymigrate.runtime import errors, spec
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.log import Reader
 from pymigrate.runtime.state import Status
+from pymigrate.runtime.values import replace
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -145,6 +145,7 @@ def attach(arguments: argparse.Namespace) -> int:
 
 def logs(arguments: argparse.Namespace) -> int:
     """Print the log, stdout and stderr apart."""
+    from pymigrate.migrate import moments
     from pymigrate.migrate.session import Session
 
     container = Container.open(Host.open(arguments.root), arguments.name)

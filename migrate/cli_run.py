@@ -132,8 +132,10 @@ def create(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Make a container and run it, here or in the background."""
     host, name = _place(arguments)
-    # Its interpreter loads while ours loads what checks the options.
-    launch = Launch(host.containers / name)
+    import pymigrate.runtime.container  # noqa: F401 - what both need, before we are two
+
+    # It loads what it needs while we load what checks the options.
+    launch = Launch(host.containers / name, fork=True)
     try:
         from pymigrate.migrate.new_container import make
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import selectors
 import signal
-from dataclasses import dataclass
 
 from pymigrate.migrate.session import (
     PROXIED,
@@ -19,11 +18,12 @@ from pymigrate.migrate.session import (
     write_all,
 )
 from pymigrate.runtime import terminal
+from pymigrate.runtime.values import dataclass
 
 _READ = 32 * 1024
 
 
-@dataclass
+@dataclass()
 class ExecSession:
     """The caller's ends of a child's streams; ``stdin`` is where ours goes, None for nowhere."""
 

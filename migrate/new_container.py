@@ -6,13 +6,13 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pymigrate.migrate import run_options as options
-from pymigrate.runtime import errors, image_notes, launch, lock, reaping, spec, state
+from pymigrate.runtime import errors, image_index, image_notes, launch, lock, reaping, spec, state
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
+from pymigrate.runtime.values import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,7 @@ def _source(host: Host, rootfs: str | None, words: Sequence[str]) -> tuple[Sourc
         raise errors.UsageError(
             f"no image was given; {options.NOTHING}", hint="pymigrate run --help shows an example"
         )
-    from pymigrate.runtime.images import Store
-
-    image = Store(host).get(words[0])
+    image = image_index.read(host.index).get(words[0])
     config = image.config
     source = Source(
         image=image.reference or words[0],

@@ -7,7 +7,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.health import Health
 from pymigrate.runtime.spec import KINDS, IdMapping, IoRate, Mount, Namespace, Resources, Rlimit
 from pymigrate.runtime.state import BRIDGE, NetworkSettings, Port, Volume
+from pymigrate.runtime.values import replace
 
 NOTHING = "nothing was made"
 USERS = "100000:100000:65536"

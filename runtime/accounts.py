@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pymigrate.runtime import errors, syscalls
 from pymigrate.runtime.spec import User
+from pymigrate.runtime.values import dataclass
 
 _MAX_BYTES = 4 * 1024 * 1024
 _MAX_ID = 2**32 - 2  # 2**32 - 1 means "unchanged" to chown(2) and setresuid(2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from pymigrate.runtime.values import dataclass
 
 ETHERTYPE = 0x0806
 REQUEST = 1

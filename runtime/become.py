@@ -7,7 +7,6 @@ import os
 import resource
 import stat
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from pymigrate.runtime import capabilities, syscalls
@@ -16,6 +15,7 @@ from pymigrate.runtime.errors import CannotRun, CommandNotFound, MissingFeature,
 from pymigrate.runtime.seccomp import Program
 from pymigrate.runtime.settings import DEFAULT_PATH, Process, Rlimit, User
 from pymigrate.runtime.stdio import Stdio
+from pymigrate.runtime.values import dataclass
 
 
 class Kernel(capabilities.Kernel, Protocol):
@@ -26,6 +26,11 @@ class Kernel(capabilities.Kernel, Protocol):
 
     def seccomp(self, operation: int, flags: int, program: bytes) -> None:
         """See seccomp(2)."""
+
+
+# include/linux/binfmts.h, and how often a script's interpreter may be a script (fs/exec.c): 5.
+_SCRIPT_LINE = 256
+_SCRIPTS_DEEP = 7
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,19 @@ def find_command(name: str, path: str) -> str:
 
 
 def _refuse_interpreter(command: str, interpreter: tuple[int, int] | None) -> None:
-    status = os.stat(command)  # noqa: PTH116 - no pathlib between fork and exec
-    if (status.st_dev, status.st_ino) == interpreter:
-        raise CannotRun(f"cannot run {command}: it is the host's own interpreter")
+    """Refuse what would run the program that runs us, also by the first line of a script."""
+    for _ in range(_SCRIPTS_DEEP):
+        try:
+            status = os.stat(command)  # noqa: PTH116 - no pathlib between fork and exec
+            if (status.st_dev, status.st_ino) == interpreter:
+                raise CannotRun(f"cannot run {command}: it is the host's own interpreter")
+            if not stat.S_ISREG(status.st_mode):
+                return
+            with open(command, "rb") as file:  # noqa: PTH123 - likewise
+                line = file.readline(_SCRIPT_LINE)
+        except OSError:  # exec says it better, or it is nobody who could harm the host's file
+            return
+        words = line.removeprefix(b"#!").split(maxsplit=1)
+        if not line.startswith(b"#!") or not words:
+            return
+        command = os.fsdecode(words[0])

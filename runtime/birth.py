@@ -32,11 +32,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 from pymigrate.runtime import control, syscalls
 from pymigrate.runtime.errors import HostError, NoSpace, PymigrateError
+from pymigrate.runtime.values import dataclass, field
 
 BIRTH_SECONDS = 30.0
 _DEATH_SECONDS = 5.0
@@ -64,7 +64,7 @@ class Joinable(Protocol):
         """Move the calling process into it; not ``unified``: it is there in v2 already."""
 
 
-@dataclass
+@dataclass()
 class Line:
     """The children's end: what they are doing, gifts and errors."""
 
@@ -96,7 +96,7 @@ class Line:
         control.send(self.connection, {"give": name}, [fd])
 
 
-@dataclass
+@dataclass()
 class Born:
     """A child of the caller that runs its command; descriptors are the caller's to close."""
 

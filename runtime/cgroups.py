@@ -13,7 +13,6 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pymigrate.runtime import cgroups_devices, cgroups_v1, cgroups_v2
@@ -22,6 +21,7 @@ from pymigrate.runtime.cgroups_files import Limit
 from pymigrate.runtime.cgroups_layout import Layout, detect
 from pymigrate.runtime.deadline import Deadline
 from pymigrate.runtime.errors import ContainerError, HostError, MissingFeature, UsageError
+from pymigrate.runtime.values import dataclass
 
 if TYPE_CHECKING:
     from pymigrate.runtime.spec import Resources
@@ -236,7 +236,16 @@ class Cgroup:
 
     def _plan(self, resources: Resources) -> list[tuple[str, Limit]]:
         _check(resources)
-        plan = [files.found(self._directory(limit), limit) for limit in self._limits(resources)]
+        plan = []
+        for limit in self._limits(resources):
+            directory = self._directory(limit)
+            if limit.what == files.IO_WEIGHT:
+                from pymigrate.runtime import cgroups_disks  # few containers have one
+
+                limit = cgroups_disks.chosen(  # noqa: PLW2901
+                    directory, limit, cgroups_disks.Sharing.here(directory)
+                )
+            plan.append((directory, limit))
         for directory, limit in plan:
             if not files.exists(directory, limit.file):
                 hint = (cgroups_v1 if self._version(limit) == 1 else cgroups_v2).SWAP_HINT

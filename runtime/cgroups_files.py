@@ -8,10 +8,10 @@ import os
 import select
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from pymigrate.runtime.deadline import Deadline
 from pymigrate.runtime.errors import ContainerError, HostError, MissingFeature
+from pymigrate.runtime.values import dataclass, replace
 
 # What rmdir and the writes of a cgroup say while it still has processes or children.
 _IN_USE = (errno.EBUSY, errno.ENOTEMPTY)
@@ -32,6 +32,13 @@ class Limit:
     file: str
     value: str
     instead: tuple[str, str] | None = None
+
+    def other(self) -> Limit:
+        """Return it as it is written to the other file."""
+        if self.instead is None:
+            return self
+        file, value = self.instead
+        return replace(self, file=file, value=value, instead=None)
 
 
 def read(directory: str, file: str) -> str:
@@ -71,14 +78,6 @@ def write(directory: str, file: str, value: str) -> None:
 def exists(directory: str, file: str) -> bool:
     """Tell whether the kernel offers this file here."""
     return os.path.exists(f"{directory}/{file}")  # noqa: PTH110 hot path
-
-
-def found(directory: str, limit: Limit) -> tuple[str, Limit]:
-    """Return where a limit is written, and what: by its other file if only that is there."""
-    if limit.instead is None or exists(directory, limit.file):
-        return directory, limit
-    file, value = limit.instead
-    return directory, replace(limit, file=file, value=value)
 
 
 def set_limit(directory: str, limit: Limit) -> None:

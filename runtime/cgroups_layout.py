@@ -9,7 +9,8 @@ and a v2 mount beside them, with none or the rest of the controllers).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from pymigrate.runtime.values import dataclass
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 

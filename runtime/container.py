@@ -8,7 +8,6 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pymigrate.runtime import errors, events, lock, restarting, spec, state
@@ -25,6 +24,7 @@ from pymigrate.runtime.making import make_directory
 from pymigrate.runtime.spec import Spec
 from pymigrate.runtime.state import Record, State, Status, Volume
 from pymigrate.runtime.supervision import Supervision, SupervisorEnded
+from pymigrate.runtime.values import dataclass, field, replace
 
 KILL_SECONDS = 20.0  # for a killed container to be cleaned up
 FREEZE_SECONDS = 10.0
@@ -38,7 +38,7 @@ class Container:
     host: Host
     record: Record
     spec: Spec
-    _keepers: list[Supervision] = field(default_factory=list, repr=False, compare=False)
+    _keepers: list[Supervision] = field(default_factory=list, compare=False)
 
     @classmethod
     def open(cls, host: Host, name: str) -> Container:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pymigrate.runtime.settings import (
     User,
     check,
 )
+from pymigrate.runtime.values import replace
 
 ROOT = User()
 

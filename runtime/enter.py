@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +14,7 @@ from pymigrate.runtime import become, birth, init, namespaces, seccomp, syscalls
 from pymigrate.runtime.errors import WrongState
 from pymigrate.runtime.settings import Process, Spec
 from pymigrate.runtime.stdio import Stdio
+from pymigrate.runtime.values import dataclass
 
 
 @dataclass(frozen=True)

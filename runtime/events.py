@@ -15,12 +15,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pymigrate.runtime import log
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.state import Record
+from pymigrate.runtime.values import dataclass, field
 
 NAME = "events"
 SIZE = 4 << 20  # bytes of the file before it is rotated

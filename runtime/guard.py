@@ -31,15 +31,15 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pymigrate.runtime import errors, state
 from pymigrate.runtime.children import Helpers
 from pymigrate.runtime.clients import Fields, Operation, Reply
 from pymigrate.runtime.surroundings import Surroundings
+from pymigrate.runtime.values import dataclass
 
 
-@dataclass
+@dataclass()
 class _Hold:
     """A checkpoint at work, as its guard told it."""
 

@@ -13,9 +13,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pymigrate.runtime.errors import PymigrateError
+from pymigrate.runtime.values import dataclass
 
 STARTING, HEALTHY, UNHEALTHY = "starting", "healthy", "unhealthy"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from pymigrate.runtime import errors
+from pymigrate.runtime.values import dataclass
 
 DEFAULT_ROOT = Path("/var/lib/pymigrate")
 _ID_FILE = "host-id"
@@ -77,6 +77,11 @@ class Host:
     def images(self) -> Path:
         """The directory of the image store."""
         return self.root / "images"
+
+    @property
+    def index(self) -> Path:
+        """The file that says which images there are; see image_index.py."""
+        return self.images / "index.json"
 
     @property
     def migrations(self) -> Path:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 
 from pymigrate.runtime.errors import ImageError, UsageError
+from pymigrate.runtime.values import asdict, dataclass, replace
 
 _PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 # distribution/reference's grammar: a registry's host and port may come first.
@@ -54,6 +53,8 @@ class Image:
 
 def make(reference: str | None, layers: tuple[str, ...], config: ImageConfig, size: int) -> Image:
     """Return an image with its digest: of layers and configuration, but not of the date."""
+    import hashlib  # which loads OpenSSL's, and who only reads images makes no digest
+
     timeless = {**asdict(replace(config, created="")), "layers": layers}
     timeless = {key: value for key, value in timeless.items() if value or key not in _LATER}
     text = json.dumps(timeless, sort_keys=True, separators=(",", ":"))

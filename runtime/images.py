@@ -1,8 +1,7 @@
-"""The images of a host: layers by digest, and an index of names.
+"""The images of a host: layers by digest, and an index of names (image_index.py).
 
 ::
 
-    ROOT/images/index.json         images by digest, digests by name
     ROOT/images/layers/DIGEST/     a layer: the unpacked tree, used as it is by overlayfs
     ROOT/images/tmp/RANDOM/        a layer being made, locked by its maker; swept when that is gone
 
@@ -20,11 +19,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pymigrate.runtime import compressed, image_record, syscalls, tree
+from pymigrate.runtime import compressed, image_index, image_record, syscalls, tree
 from pymigrate.runtime.errors import (
     BadArchive,
     Corrupted,
@@ -34,9 +32,10 @@ from pymigrate.runtime.errors import (
     WrongState,
 )
 from pymigrate.runtime.host import Host
+from pymigrate.runtime.image_index import Index
 from pymigrate.runtime.image_record import Image, ImageConfig
 from pymigrate.runtime.lock import locked, try_lock
-from pymigrate.runtime.state import write_document
+from pymigrate.runtime.values import dataclass, replace
 
 LIMITS = tree.Limits(max_bytes=1 << 38, max_files=3_000_000)
 """The most that an image may unpack to: 256 GiB."""
@@ -44,14 +43,6 @@ LIMITS = tree.Limits(max_bytes=1 << 38, max_files=3_000_000)
 PRUNE_SECONDS = 3600.0
 
 _TAR_HINT = "give a directory with a root file system, or a tar of one (plain, gzip, xz or zstd)"
-
-
-@dataclass(frozen=True)
-class _Index:
-    """The index as it is on the disk: images without their names, and digests by name."""
-
-    images: Mapping[str, Image]
-    references: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Store:
         self._host = host
         self._layers = host.images / "layers"
         self._temporary = host.images / "tmp"
-        self._index = host.images / "index.json"
+        self._index = host.index
 
     # Making images
 
@@ -190,7 +181,7 @@ class Store:
         with self.locked():
             for digest in layers:
                 self.layer_path(digest)
-            index = self._read()
+            index = image_index.read(self._index)
             # The same again keeps its first date, so that its export stays the same.
             known = index.images.get(image.digest, replace(image, reference=None))
             images = {**index.images, image.digest: known}
@@ -204,7 +195,7 @@ class Store:
                 if not any(set(used) & set(old.layers) for _, used in self._in_use()):
                     del images[replaced]
                     dropped = old.layers
-            self._write(_Index(images, references))
+            image_index.write(self._index, Index(images, references))
             self._drop_layers(dropped, images)
         return replace(known, reference=reference)
 
@@ -217,23 +208,11 @@ class Store:
             NotFound: there is none.
 
         """
-        index = self._read()
-        digest = text.removeprefix("sha256:")
-        if image_record.is_abbreviated_digest(digest):
-            found = [image for key, image in index.images.items() if key.startswith(digest)]
-            if len(found) == 1:
-                return _named(found[0], index)
-        reference = image_record.parse_reference(text)
-        digest = index.references.get(reference, "")
-        if digest not in index.images:
-            raise NotFound(
-                f"there is no image {text}", hint="pymigrate image ls shows those that are here"
-            )
-        return replace(index.images[digest], reference=reference)
+        return image_index.read(self._index).get(text)
 
     def ls(self) -> tuple[Image, ...]:
         """Return all images by name; one with two names is there twice; the nameless come last."""
-        index = self._read()
+        index = image_index.read(self._index)
         named = [
             replace(index.images[digest], reference=reference)
             for reference, digest in sorted(index.references.items())
@@ -273,12 +252,12 @@ class Store:
         """
         with self.locked():
             image = self.get(text)
-            index = self._read()
+            index = image_index.read(self._index)
             references = dict(index.references)
             if image.reference is not None:
                 del references[image.reference]
             if image.digest in references.values():
-                self._write(_Index(index.images, references))
+                image_index.write(self._index, Index(index.images, references))
                 return image
             users = [name for name, used in self._in_use() if set(used) & set(image.layers)]
             if users:
@@ -288,7 +267,7 @@ class Store:
                     hint="remove these containers first: pymigrate rm NAME",
                 )
             images = {key: each for key, each in index.images.items() if key != image.digest}
-            self._write(_Index(images, references))
+            image_index.write(self._index, Index(images, references))
             self._drop_layers(image.layers, images)
             return image
 
@@ -300,7 +279,7 @@ class Store:
         may be about to use them.
         """  # noqa: D205 - one sentence
         with self.locked():
-            index = self._read()
+            index = image_index.read(self._index)
             in_use = {layer for _, used in self._in_use() for layer in used}
             names = set() if unused else set(index.references.values())
             images = {
@@ -311,7 +290,7 @@ class Store:
             references = {key: value for key, value in index.references.items() if value in images}
             gone = tuple(image for digest, image in index.images.items() if digest not in images)
             if gone:
-                self._write(_Index(images, references))
+                image_index.write(self._index, Index(images, references))
             dropped = {layer for image in gone for layer in image.layers}
             latest = time.time() - older_than
             # The change time is that of the rename to where the layer is.
@@ -320,7 +299,7 @@ class Store:
             )
             removed = self._drop_layers(tuple(dropped), images)
             self._sweep()
-        return Pruned(tuple(_named(image, index) for image in gone), removed)
+        return Pruned(tuple(index.named(image) for image in gone), removed)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -351,13 +330,13 @@ class Store:
         with self.locked():
             for digest in self.missing(image.layers):
                 self.layer_path(digest)
-            index = self._read()
+            index = image_index.read(self._index)
             images = {**index.images, image.digest: replace(image, reference=None)}
             references = dict(index.references)
             if image.reference is not None:
                 references.setdefault(image.reference, image.digest)
-            self._write(_Index(images, references))
-            return _named(images[image.digest], _Index(images, references))
+            image_index.write(self._index, Index(images, references))
+            return Index(images, references).named(images[image.digest])
 
     def write_layer(self, digest: str, stream: tree.Writable) -> tree.Summary:
         """Write a layer's canonical tar.
@@ -479,34 +458,6 @@ class Store:
                 (self._layers / digest).rename(aside)
             _remove_tree(aside.parent)
         return tuple(removed)
-
-    def _read(self) -> _Index:
-        try:
-            document = json.loads(self._index.read_bytes())
-            images = [image_record.from_document(each) for each in document["images"]]
-            references = document["references"]
-            return _Index({image.digest: image for image in images}, references)
-        except FileNotFoundError:
-            return _Index({}, {})
-        except (ValueError, KeyError, TypeError, ImageError) as error:
-            raise ImageError(
-                f"{self._index} is damaged",
-                hint="restore it from a backup, or remove it and import the images again",
-            ) from error
-
-    def _write(self, index: _Index) -> None:
-        write_document(
-            self._index,
-            {
-                "images": [image_record.to_document(image) for image in index.images.values()],
-                "references": dict(index.references),
-            },
-        )
-
-
-def _named(image: Image, index: _Index) -> Image:
-    names = sorted(name for name, digest in index.references.items() if digest == image.digest)
-    return replace(image, reference=names[0] if names else None)
 
 
 def _check_root(path: Path, source: object) -> None:

@@ -11,7 +11,6 @@ import os
 import posixpath
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -29,6 +28,7 @@ from pymigrate.runtime import rootfs as roots
 from pymigrate.runtime.mount_options import options
 from pymigrate.runtime.settings import Spec
 from pymigrate.runtime.stdio import Stdio
+from pymigrate.runtime.values import dataclass, replace
 
 
 class Kernel(birth.Kernel, become.Kernel, namespaces.Kernel, roots.Kernel, Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from pymigrate.runtime.state import Record
 
 KEEPER_FD = 3
+_LAST_FD = (1 << 32) - 1
 READY_SECONDS = 60.0
+_ENVIRONMENT = {"PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 LOG_NAME = "supervisor.log"
 FENCE_NAME = "migration"
 HIDDEN = "."  # begins directories that are not containers yet, or no more; no name does
@@ -43,18 +46,26 @@ def discard(directory: Path, container_id: str) -> None:
 
 
 class Launch:
-    """A supervisor that is starting: its interpreter loads while the caller does other things.
+    """A supervisor that is starting: it loads what it needs while the caller does other things.
 
     It touches nothing before ``ready``; ``abandon`` (or the caller's death) ends it.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Start an interpreter for the container in this directory, which need not exist yet."""
+    def __init__(self, directory: Path, *, fork: bool = False) -> None:
+        """Make a process for the container in this directory, which need not exist yet.
+
+        An interpreter of its own takes 50 ms of processor time. With ``fork`` it is a fork of the
+        caller instead, who has loaded little that a supervisor does not need, for it stays; of a
+        caller with threads, which a fork would lose, it is not.
+        """
         self._directory = directory
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                self._pid = _spawn(directory, theirs.fileno())
+                if fork and _has_one_thread():
+                    self._pid = _fork(directory, theirs)
+                else:
+                    self._pid = _spawn(directory, theirs.fileno())
             except OSError:
                 self._connection.close()
                 raise
@@ -113,11 +124,10 @@ def open_log(directory: Path) -> None:
 
 def _spawn(directory: Path, keeper: int) -> int | None:
     program = [sys.executable, "-I", "-m", "pymigrate.runtime.supervisor", os.fspath(directory)]
-    # posix_spawn, for a caller may have threads (paramiko's) that a fork would lose.
     return os.posix_spawn(
         sys.executable,
         program,
-        {"PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin", "LANG": "C.UTF-8"},
+        _ENVIRONMENT,
         file_actions=[
             (os.POSIX_SPAWN_DUP2, keeper, KEEPER_FD),
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -127,6 +137,40 @@ def _spawn(directory: Path, keeper: int) -> int | None:
         setsigmask=[],
         setsigdef=[signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE],
     )
+
+
+def _fork(directory: Path, keeper: socket.socket) -> int | None:
+    """Do as ``_spawn``; nothing of the caller's is left in the child but what it has imported."""
+    pid = os.fork()
+    if pid != 0:
+        return pid
+    exit_code = 1
+    try:
+        os.setsid()
+        from pymigrate.runtime import supervisor, syscalls
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.dup2(keeper.detach(), KEEPER_FD, inheritable=False)
+        syscalls.close_range(KEEPER_FD + 1, _LAST_FD)
+        # Nobody's variables and passwords shall stay, nor look as if `run` were still at work.
+        os.environ.clear()
+        os.environ.update(_ENVIRONMENT)
+        syscalls.set_command_line(f"pymigrate: supervisor of {directory}")
+        gc.freeze()  # or the collector would touch, and so copy, all that the two still share
+        exit_code = supervisor.main([os.fspath(directory)])
+    except BaseException:  # it must not return into the caller's stack
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(exit_code)
+
+
+def _has_one_thread() -> bool:
+    return len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 - names are numbers
 
 
 def _last_words(directory: Path) -> str:

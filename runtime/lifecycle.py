@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 
 from pymigrate.runtime import aside, errors, events, image_notes, lock, spec
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.settings import Resources
 from pymigrate.runtime.state import Identity, Status
 from pymigrate.runtime.supervision import SupervisorEnded
+from pymigrate.runtime.values import replace
 
 
 def start(container: Container) -> int:

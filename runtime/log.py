@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from pymigrate.runtime.values import dataclass
 
 STREAMS = ("stdout", "stderr")
 SIZE = 16 << 20  # bytes of a log before it is rotated, unless the container has its own

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pymigrate.runtime import syscalls
+from pymigrate.runtime.values import dataclass
 
 
 @dataclass(frozen=True)

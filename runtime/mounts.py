@@ -13,7 +13,6 @@ import os
 import posixpath
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from pymigrate.runtime import syscalls
 from pymigrate.runtime.errors import HostError, MissingFeature, UsageError
 from pymigrate.runtime.mount_options import NO_OPTIONS, Options, options
 from pymigrate.runtime.settings import Device, Mount, Spec
+from pymigrate.runtime.values import dataclass
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT
 _PATH_FD = os.O_PATH | os.O_CLOEXEC

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Protocol
 
 from pymigrate.runtime import syscalls
 from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.settings import IdMapping, Spec, TimeOffset
+from pymigrate.runtime.values import dataclass
 
 # The order in which they are joined: the user's first, for it gives the right to the others; the
 # mount namespace last, for the others' paths are looked up in the old one.

@@ -47,6 +47,7 @@ __all__ = [
 
 # The alias (ip link show) of bridges that we made, and so may remove.
 ALIAS = "pymigrate"
+_FRESH = "pymnew-"  # how they are called until they are ready
 _PACKET_BYTES = 2048
 _FORWARDING_SECONDS = 2.0
 _LARGEST_SEGMENT = 66 * 1024  # GSO_LEGACY_MAX_SIZE of the kernel, with headers
@@ -206,25 +207,37 @@ def _bridge_address(settings: Settings) -> IPv4Interface | IPv6Interface | None:
 
 
 def _bridge(links: Links, name: str, address: IPv4Interface | IPv6Interface | None) -> Link:
-    found = links.find(name)
-    if found is None:
-        mac = bytes([2, *os.urandom(5)]).hex(":")
-        links.add(rtnetlink.bridge_body(name, mac))
-        links.set_alias(name, ALIAS)
-        _without_waiting(name)
-        found = links.find(name)
-        if found is None:
-            raise HostError(f"bridge {name} has disappeared")
-        if address:
-            try:
-                links.set_address(found.index, address)
-            except OSError:
-                links.delete(name)
-                raise
-            publishing.open_way_out(name, address)
+    found = links.find(name) or _make_bridge(links, name, address)
     if found.kind != "bridge":
         raise UsageError(f"interface {name} is there and is not a bridge")
+    if found.alias == ALIAS and not found.up:  # new, or its maker was killed before this
+        if address:
+            publishing.open_way_out(name, address)
+        links.set_up(name, up=True)
     return found
+
+
+def _make_bridge(links: Links, name: str, address: IPv4Interface | IPv6Interface | None) -> Link:
+    """Make a bridge that is down, under a name that `detach` knows, and then give it its own.
+
+    The kernel takes no alias with the order to make it: who died in between would leave a bridge
+    that is nobody's, or is used without its address.
+    """
+    fresh = f"{_FRESH}{os.urandom(4).hex()}"
+    links.add(rtnetlink.bridge_body(fresh, bytes([2, *os.urandom(5)]).hex(":")))
+    try:
+        links.set_alias(fresh, ALIAS)
+        _without_waiting(fresh)
+        made = links.find(fresh)
+        if made is None:
+            raise HostError(f"bridge {name} has disappeared")
+        if address:
+            links.set_address(made.index, address)
+        links.set_name(made.index, name)
+    except OSError:
+        links.delete(fresh)
+        raise
+    return links.find(name) or made
 
 
 def _pair(
@@ -335,7 +348,8 @@ def detach(host_interface: str) -> None:
         everything = links.all()
         in_use = {each.master for each in everything}
         for each in everything:
-            if each.kind == "bridge" and each.alias == ALIAS and each.index not in in_use:
+            ours = each.alias == ALIAS or each.name.startswith(_FRESH)
+            if each.kind == "bridge" and ours and each.index not in in_use:
                 links.delete(each.name)
                 publishing.close_way_out(each.name)
 

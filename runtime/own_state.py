@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from pymigrate.runtime import state
 from pymigrate.runtime.cgroups import Cgroup
 from pymigrate.runtime.state import Status
+from pymigrate.runtime.values import replace
 
 
 def last(directory: Path) -> state.State:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from pymigrate.runtime.values import dataclass
 
 NEVER, ON_FAILURE, ALWAYS = "no", "on-failure", "always"
 FIRST_DELAY = 0.1

@@ -14,8 +14,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+from pymigrate.runtime.values import dataclass
 
 # linux/netlink.h
 NLMSG_ERROR = 2
@@ -206,9 +207,9 @@ def link_body(index: int = 0, *, flags: int = 0, change: int = 0) -> bytes:
 
 
 def bridge_body(name: str, mac: str) -> bytes:
-    """Encode a new bridge, which is up. Without a MAC of its own it would take its ports'."""
+    """Encode a new bridge, down. Without a MAC of its own it would take its ports'."""
     return (
-        link_body(flags=IFF_UP, change=IFF_UP)
+        link_body()
         + text(IFLA_IFNAME, name)
         + attribute(IFLA_ADDRESS, mac_bytes(mac))
         + nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "bridge"))
@@ -422,6 +423,10 @@ class Links:
         """Put an interface into a bridge, by the bridge's index."""
         body = link_body() + text(IFLA_IFNAME, name) + number(IFLA_MASTER, master)
         self._request(RTM_SETLINK, body)
+
+    def set_name(self, index: int, name: str) -> None:
+        """Give an interface that is down another name."""
+        self._request(RTM_SETLINK, link_body(index) + text(IFLA_IFNAME, name))
 
     def set_alias(self, name: str, alias: str) -> None:
         """Put a note on an interface, which the kernel ignores while it makes one."""

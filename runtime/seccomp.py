@@ -13,11 +13,11 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pymigrate.runtime.errors import MissingFeature, UsageError
+from pymigrate.runtime.values import dataclass
 
 MACHINE = os.uname().machine
 _LIBRARY = "libseccomp.so.2"

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pymigrate.runtime.errors import UsageError
+from pymigrate.runtime.values import dataclass, field
 
 OCI_VERSION = "1.2.0"
 KINDS = ("mount", "pid", "network", "ipc", "uts", "user", "cgroup", "time")

@@ -11,12 +11,12 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
 from pymigrate.runtime import errors, restarting
 from pymigrate.runtime.health import Health
+from pymigrate.runtime.values import asdict, dataclass
 
 BRIDGE = "pymigrate0"
 
@@ -174,7 +174,7 @@ class State:
     finished: str | None = None
     failure: str | None = None  # why it was ended, if not by itself or by its people
     boot_id: str | None = None
-    cgroup: Mapping[str, object] | None = field(default=None)  # Cgroup.to_document()
+    cgroup: Mapping[str, object] | None = None  # Cgroup.to_document()
 
     @property
     def init(self) -> Identity | None:
@@ -366,8 +366,8 @@ def write_document(path: Path, document: Mapping[str, object], *, durable: bool 
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with fresh.open("w", encoding="utf-8") as stream:
-            json.dump(document, stream, separators=(",", ":"))
-            stream.write("\n")
+            # Not json.dump, which encodes in Python: ten times as slow.
+            stream.write(json.dumps(document, separators=(",", ":")) + "\n")
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())

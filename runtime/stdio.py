@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+
+from pymigrate.runtime.values import dataclass
 
 
 @dataclass(frozen=True)

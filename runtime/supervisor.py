@@ -24,7 +24,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -54,6 +53,7 @@ from pymigrate.runtime.host import Host
 from pymigrate.runtime.reliance import Reliance
 from pymigrate.runtime.state import Status
 from pymigrate.runtime.surroundings import Surroundings
+from pymigrate.runtime.values import replace
 
 _NOT_RUN = 125  # the exit code of what could not be run, as podman says it
 
@@ -532,7 +532,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _load_while_idle(keeper: socket.socket) -> None:
     """Import what a start needs, one by one, as long as the order has not come."""
-    for name in ("mounts", "rootfs", "init"):
+    for name in ("network", "mounts", "rootfs", "init"):
         if select.select([keeper], [], [], 0)[0]:
             return
         import_module(f"pymigrate.runtime.{name}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from pymigrate.runtime.host import Host
 from pymigrate.runtime.namespaces import host_id
 from pymigrate.runtime.spec import Spec
 from pymigrate.runtime.state import Record, boot_id
+from pymigrate.runtime.values import dataclass, field
 
 if TYPE_CHECKING:
     from pymigrate.runtime.init import Started
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _KERNDAT = Path("/run/criu.kdat")
 
 
-@dataclass
+@dataclass()
 class Surroundings:
     """The surroundings of one container; ``leave`` is the undo of ``prepare`` and ``mount``."""
 
@@ -222,7 +222,7 @@ class Surroundings:
             from pymigrate.runtime import publishing
 
             # Held by us until we end; the rules lead there as soon as they are made.
-            self._held = publishing.hold(settings.ports, self.record.name)
+            self._held = publishing.hold(settings, self.record.name)
             undo.callback(publishing.unpublish, interface)
         network.attach(settings, self.netns, interface, plugged=plugged)
         self._set_parameters()

@@ -420,6 +420,19 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(encoded, len(encoded)), "sethostname", name)
 
 
+def set_command_line(text: str) -> None:
+    """Have proc(5) show this as the calling process's arguments, cut to the length they had.
+
+    Of the environment that it was started with, which must not be used any more, it shows nothing.
+    """
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 - Path means another thing here
+        fields = file.read().rpartition(b")")[2].split()
+    start, end, first_variable, last_variable = map(int, fields[45:49])
+    ctypes.memset(start, 0, end - start)
+    ctypes.memset(first_variable, 0, last_variable - first_variable)
+    ctypes.memmove(start, text.encode(), min(len(text.encode()), end - start - 1))
+
+
 def setns(fd: int, kinds: int) -> None:
     """Join a namespace, or those of a pidfd that ``kinds`` names; see setns(2)."""
     _check(_libc.setns(fd, kinds), "setns")

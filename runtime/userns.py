@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from pymigrate.runtime import namespaces, syscalls
 from pymigrate.runtime.errors import HostError, MissingFeature, UsageError
 from pymigrate.runtime.settings import IdMapping, Spec
+from pymigrate.runtime.values import dataclass
 
 
 class Kernel(Protocol):

@@ -44,6 +44,10 @@ class Criu:
         """Refuse: CRIU starts nothing."""
         raise BenchError("CRIU starts nothing")
 
+    def execute(self) -> None:
+        """Refuse: CRIU starts nothing."""
+        raise BenchError("CRIU starts nothing")
+
     def launch(self, workload: Workload) -> None:
         """Start the process, in a session of its own."""
         words = " ".join(workload.argv)

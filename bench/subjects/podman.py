@@ -97,6 +97,10 @@ class Podman:
         network = f"--network=ns:{self._cable.namespace}"
         self._run("-d", "--name", NAME, network, NAME, *workload.argv)
 
+    def execute(self) -> None:
+        """Run `true` beside the workload."""
+        self._podman(self._source, "exec", NAME, "/true")
+
     def _export(self, *options: str) -> None:
         self._podman(
             self._source,

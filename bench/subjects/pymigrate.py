@@ -42,6 +42,10 @@ class Pymigrate:
         where = ("--ip", self.address, "--mac", self.mac)
         self._source.pymigrate("run", "-d", "--name", NAME, *where, NAME, *workload.argv)
 
+    def execute(self) -> None:
+        """Run `true` beside the workload."""
+        self._source.pymigrate("exec", NAME, "/true")
+
     def checkpoint(self, form: str) -> int:
         """Checkpoint to one file."""
         fresh(self._source, self._archive.parent)

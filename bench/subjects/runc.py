@@ -98,6 +98,10 @@ runc --root {STATE} --log {LOG} {verb} --detach --bundle {STORE / NAME} {options
         self._cable.plug(self._source, self._target)
         self._detached(self._source, "run", "")
 
+    def execute(self) -> None:
+        """Run `true` beside the workload."""
+        self._runc(self._source, "exec", NAME, "/true")
+
     def _checkpoint(self, *options: str) -> None:
         work = self._images.parent / "work"
         where = ("--image-path", self._images, "--work-path", work)

@@ -48,6 +48,9 @@ class Subject(Protocol):
     def launch(self, workload: Workload) -> None:
         """Start the workload on the first host."""
 
+    def execute(self) -> None:
+        """Run a program that ends at once beside the workload, in its container."""
+
     def checkpoint(self, form: str) -> int:
         """Write the workload down and let it run on; return the size in bytes."""
 

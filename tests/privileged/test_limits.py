@@ -7,10 +7,13 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pymigrate.runtime.container import Container
+from pymigrate.runtime.host import Host
 from tests.privileged.tool import Tool
 
 pytestmark = pytest.mark.privileged
@@ -25,9 +28,6 @@ def stats(tool: Tool, name: str, seconds: float = 1.0) -> dict[str, float]:
 
 def cpu_share(tool: Tool, name: str, seconds: float) -> float:
     """How many CPUs it got, counted by the kernel against our clock, over this time."""
-    from pymigrate.runtime.container import Container
-    from pymigrate.runtime.host import Host
-
     cgroup = Container.open(Host.open(tool.root), name).cgroup
     used, begin = cgroup.stats().cpu_microseconds or 0, time.monotonic()
     time.sleep(seconds)  # what is measured is this time
@@ -114,12 +114,45 @@ def test_operations_on_a_disk_are_held_to_their_rate(
     assert took == pytest.approx(3.0, rel=0.1)
 
 
-def test_what_the_kernel_has_no_file_for_is_refused_and_what_it_has_is_set(tool: Tool) -> None:
-    found = tool.run("--name", "web", "--io-weight", "300", "true", code=None)
+@pytest.fixture
+def bfq(tmp_path: Path) -> Iterator[str]:
+    """Have one disk of the machine scheduled by weight: a file of the test's."""
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    os.truncate(file, 1 << 20)
+    made = subprocess.run(
+        ["losetup", "--find", "--show", str(file)], check=True, capture_output=True, text=True
+    )
+    device = made.stdout.strip()
+    scheduler = Path("/sys/block", Path(device).name, "queue/scheduler")
+    try:
+        if "bfq" not in scheduler.read_text():
+            pytest.skip("the kernel has no BFQ")
+        scheduler.write_text("bfq")
+        yield device
+        scheduler.write_text("none")
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
-    if found.returncode:
-        assert "weight of block io" in found.stderr
-        assert found.returncode == 22
+
+def test_a_weight_of_disks_is_set_where_one_is_scheduled_by_it(tool: Tool, bfq: str) -> None:
+    tool.run("-d", "--name", "web", "--io-weight", "300", "sleep", "1000")
+    cgroup = Container.open(Host.open(tool.root), "web").cgroup
+
+    found = [
+        file.read_text()
+        for member in cgroup.members
+        for file in Path(cgroup.path(member)).glob("*io.bfq.weight")
+    ]
+    assert found in (["300\n"], ["default 300\n"])
+
+
+def test_a_weight_of_disks_is_refused_where_none_is_scheduled_by_it(tool: Tool) -> None:
+    if any("[bfq]" in path.read_text() for path in Path("/sys/block").glob("*/queue/scheduler")):
+        pytest.skip("a disk of this machine is scheduled by BFQ")
+    said = tool.run("--name", "web", "--io-weight", "300", "true", code=22)
+
+    assert "weight of block io" in said.stderr
     resources = json.loads(tool("inspect", "web").stdout)["spec"]["linux"]["resources"]
     assert resources["blockIO"] == {"weight": 300}
 

@@ -287,6 +287,37 @@ def test_ensure_bridge_gives_the_gateway_address_once(machine: Machine) -> None:
     assert found == ["10.99.0.1/24"]
 
 
+@pytest.mark.parametrize("requests", range(1, 8))
+def test_who_dies_while_he_makes_a_bridge_leaves_none_that_is_half_made(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, requests: int
+) -> None:
+    left, ask = [requests], Links._request
+
+    def dying(links: Links, kind: int, body: bytes, flags: int = 0) -> list[rtnetlink.Message]:
+        answers = ask(links, kind, body, flags)
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)  # as by SIGKILL: nothing is undone
+        return answers
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            monkeypatch.setattr(Links, "_request", dying)
+            machine.call(lambda: network.ensure_bridge(BRIDGE, "10.88.0.1/16"))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    machine.container(5)
+    links = machine.links()
+    bridge = the(links.find(BRIDGE))
+
+    assert bridge.up
+    assert "10.88.0.1/16" in {str(it) for index, it in links.addresses() if index == bridge.index}
+    machine.call(lambda: network.detach("pm5"))
+    assert machine.names() == set()
+
+
 def test_an_interface_that_is_no_bridge_is_refused(machine: Machine) -> None:
     fd = machine.namespace()
     settings = NetworkSettings(address="10.88.0.5/16", bridge="lo")

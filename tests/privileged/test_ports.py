@@ -145,6 +145,42 @@ def test_only_the_given_address_of_the_host_leads_in(tool: Tool, other: int) -> 
         inside(other, lambda: ask(HERE, 8080))
 
 
+HERE6, THERE6 = "2001:db8::1", "2001:db8::2"
+
+
+@pytest.fixture
+def other6(other: int) -> int:
+    """Give the two hosts IPv6 addresses as well."""
+    ip("address", "add", f"{HERE6}/64", "dev", "up0", "nodad")
+    inside(other, lambda: ip("address", "add", f"{THERE6}/64", "dev", "up0", "nodad"))
+    return other
+
+
+def test_a_port_leads_to_the_ipv6_address_too(tool: Tool, other6: int) -> None:
+    serve(tool, "-p", "8080:80", "--ip6", "fd00:88::5")
+
+    assert inside(other6, lambda: ask(HERE, 8080)) == THERE
+    assert inside(other6, lambda: ask(HERE6, 8080)) == THERE6
+    assert ask(HERE6, 8080) == HERE6
+    held = tool.run("--net", "bridge", "--ip6", "fd00:88::6", "-p", f"[{HERE6}]:8080:80", "true",
+                    code=None)  # fmt: skip
+    assert "Address already in use" in held.stderr
+
+
+def test_a_port_of_an_ipv6_address_leads_in_by_that_alone(tool: Tool, other6: int) -> None:
+    serve(tool, "-p", f"[{HERE6}]:8080:80", "--ip6", "fd00:88::5")
+
+    assert inside(other6, lambda: ask(HERE6, 8080)) == THERE6
+    with pytest.raises(ConnectionRefusedError):
+        inside(other6, lambda: ask(HERE, 8080))
+
+
+def test_a_port_of_an_ipv6_address_needs_one_of_the_container(tool: Tool, other6: int) -> None:
+    words = ("--net", "bridge", "-p", f"[{HERE6}]:8080:80", "true")
+
+    assert "it has no address of that kind" in tool.run(*words, code=None).stderr
+
+
 def test_udp_leads_in_too(tool: Tool, other: int) -> None:
     tool.run("-d", "--name", "web", "--net", "bridge", "-p", "5353:53/udp", "sleep", "1000")
 

@@ -18,7 +18,7 @@ from pymigrate.runtime.terminal import set_window_size
 DEADLINE = 20.0
 BUSYBOX = "/bin/busybox"
 APPLETS = (
-    "cat dd echo env false grep hostname id ip ls mkdir mount ps pwd readlink seq sh sleep stty "
+    "cat dd echo env false grep hostname id ip ls mkdir mount nc ps pwd readlink seq sh sleep stty "
     "touch true tty wc"
 )
 Result = subprocess.CompletedProcess[str]

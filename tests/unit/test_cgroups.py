@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pymigrate.runtime import cgroups_v1, cgroups_v2
+from pymigrate.runtime import cgroups_disks, cgroups_v1, cgroups_v2
 from pymigrate.runtime.cgroups import Cgroup, CpuQuota, Member
-from pymigrate.runtime.cgroups_files import describe, found
+from pymigrate.runtime.cgroups_disks import Sharing
+from pymigrate.runtime.cgroups_files import describe
 from pymigrate.runtime.cgroups_layout import Layout, detect
 from pymigrate.runtime.deadline import Deadline
 from pymigrate.runtime.errors import MissingFeature, UsageError
@@ -218,12 +218,45 @@ def test_the_weight_of_block_io_becomes_that_of_v2(weight: int, converted: int) 
     assert cgroups_v2.io_weight(weight) == converted
 
 
-def test_a_limit_goes_into_its_other_file_where_only_that_is_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("there", "bfq", "cost", "written"),
+    [
+        (("io.weight",), False, True, ("io.weight", "5000")),
+        (("io.bfq.weight",), True, False, ("io.bfq.weight", "505")),
+        (("io.weight", "io.bfq.weight"), True, True, ("io.weight", "5000")),
+        (("io.weight", "io.bfq.weight"), True, False, ("io.bfq.weight", "505")),
+        ((), False, False, ("io.weight", "5000")),  # which is then said to be missing
+    ],
+)
+def test_the_weight_of_block_io_goes_where_somebody_looks_at_it(
+    tmp_path: Path, there: tuple[str, ...], bfq: bool, cost: bool, written: tuple[str, str]
+) -> None:
     [limit] = cgroups_v2.limits(Resources(io_weight=505))
-    place = str(tmp_path)
-    assert found(place, limit) == (place, replace(limit, file="io.bfq.weight", value="505"))
-    (tmp_path / "io.weight").write_text("")
-    assert found(place, limit) == (place, limit)
+    for name in there:
+        (tmp_path / name).touch()
+
+    found = cgroups_disks.chosen(str(tmp_path), limit, Sharing(bfq, cost))
+
+    assert (found.file, found.value) == written
+
+
+@pytest.mark.parametrize("there", ["io.weight", "io.bfq.weight"])
+def test_a_weight_that_nobody_would_look_at_is_refused(tmp_path: Path, there: str) -> None:
+    [limit] = cgroups_v2.limits(Resources(io_weight=505))
+    (tmp_path / there).touch()
+
+    with pytest.raises(MissingFeature, match="none of its disks is scheduled by weight"):
+        cgroups_disks.chosen(str(tmp_path), limit, Sharing(bfq=False, cost=False))
+
+
+def test_the_cost_model_is_looked_for_above_the_cgroup(tmp_path: Path) -> None:
+    inner = tmp_path / "pymigrate/host/web"
+    inner.mkdir(parents=True)
+    (tmp_path / "io.cost.qos").write_text("254:0 enable=1 ctrl=auto\n")
+
+    assert Sharing.here(str(inner)).cost
+    (tmp_path / "io.cost.qos").write_text("254:0 enable=0 ctrl=auto\n")
+    assert not Sharing.here(str(inner)).cost
 
 
 def test_no_limits_are_no_writes_but_the_usual_devices() -> None:

@@ -46,6 +46,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.requires("root")]
         (("/script",), "/", CannotRun, "cannot run /script: its interpreter is not there"),
         (("/garbage",), "/", CannotRun, "cannot run /garbage: it is not a program"),
         (("/proc/self/exe",), "/", CannotRun, "it is the host's own interpreter"),
+        (("/exe-script",), "/", CannotRun, "it is the host's own interpreter"),
         (("true",), "/nope", CannotRun, "working directory /nope: No such file"),
         (("true",), "/proc/self/fd/3", CannotRun, "working directory /proc/self/fd/3"),
     ],
@@ -54,7 +55,11 @@ def test_a_command_that_cannot_run_is_named_and_leaves_nothing(
     box: Box, args: tuple[str, ...], cwd: str, kind: type[CannotRun], message: str
 ) -> None:
     (box.root / "file").write_text("x")
-    for name, text in (("script", "#!/nope\n"), ("garbage", "\x01\x02")):
+    (box.root / "exe").symlink_to("/proc/self/exe")
+    for name, text in (
+        *(("script", "#!/nope\n"), ("garbage", "\x01\x02")),
+        *(("exe-script", "#! /other-script x\n"), ("other-script", "#!/exe\n")),
+    ):
         (box.root / name).write_text(text)
         (box.root / name).chmod(0o755)
     before = open_descriptors()
