@@ -41,8 +41,7 @@ def execute(host: Host, group_id: str, prepared: Sequence[Prepared]) -> None:
         try:
             group_driver.drive(group, members)
         finally:
-            for each, move in zip(prepared, moves, strict=True):
-                each.tell(move)
+            for each, move, member in zip(prepared, moves, members, strict=True):
+                each.tell(move, member.journal.history)
         for each, member in zip(prepared, members, strict=True):
-            each.report.result = "moved"
             member.journal.note(report=each.report.to_document())

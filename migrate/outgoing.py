@@ -220,9 +220,11 @@ class Prepared:
         )
         return move
 
-    def tell(self, move: Move) -> None:
-        """Put into the report what the move did, as far as it came."""
+    def tell(self, move: Move, history: History) -> None:
+        """Put into the report what the move did, as far as it came, and what became of it."""
         report = self.report
+        report.result = "moved" if history.reached is Phase.DONE else describe(history)
+        report.cause = str(history.facts().get("cause", ""))
         report.counts.update(move.counts)
         report.file_rounds = move.files_sent.rounds if move.files_sent is not None else ()
         report.wire_bytes = self.peer.bytes_sent
@@ -242,8 +244,7 @@ def execute(prepared: Prepared) -> None:
         try:
             driver.drive(attempt.name, attempt.migration_id, journal, move.steps(), report)
         finally:
-            prepared.tell(move)
-        report.result = "moved"
+            prepared.tell(move, journal.history)
         journal.note(report=report.to_document())
 
 

@@ -21,6 +21,7 @@ class Report:
     it runs. A client sees a little less or more; only it can say. ``data`` is how memory and files
     went: "tls" or "ssh". ``file_rounds`` are the times that files were sent, the last one frozen.
     ``mode`` is how the move ended: where rounds did not converge, not what was planned.
+    ``result`` is "moved", or as `migrations ls` says it: "rolled back" (by ``cause``), "in doubt".
     """
 
     migration_id: str
@@ -40,6 +41,7 @@ class Report:
     wire_bytes: int = 0
     data: str = ""
     result: str = "unfinished"
+    cause: str = ""
     _frozen_at: float | None = None
     _resumed_at: float | None = None
 
@@ -107,6 +109,7 @@ class Report:
             "target": self.target,
             "mode": self.mode,
             "result": self.result,
+            **({"cause": self.cause} if self.cause else {}),
             "blackout_seconds": self.blackout_seconds,
             "fixed_seconds": self.fixed_seconds,
             "predicted": self.predicted.to_document() if self.predicted else None,

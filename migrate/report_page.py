@@ -77,9 +77,10 @@ def _container(document: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _summary(document: Mapping[str, Any]) -> str:
+    cause = f" ({document['cause']})" if document.get("cause") else ""
     return (
-        f"{document['result']} in mode {document['mode']}: {size(document['bytes_sent'])} sent "
-        f"in {duration(document['seconds'])} by {document['data'] or 'no connection'}; "
+        f"{document['result']}{cause} in mode {document['mode']}: "
+        f"{size(document['bytes_sent'])} sent in {duration(document['seconds'])} by {document['data'] or 'no connection'}; "
         f"migration {document['id']}"
     )
 

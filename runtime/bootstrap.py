@@ -36,6 +36,7 @@ _LEFT_OUT = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
     "path-exclude=/usr/share/man/*",
+    "path-include=/usr/share/man/man[1-9]",  # where a JDK's set-up wants to put links
     "path-exclude=/usr/share/info/*",
     "path-exclude=/usr/share/groff/*",
     "path-exclude=/usr/share/lintian/*",

@@ -234,9 +234,12 @@ def _scan(pagemap: int, start: int, end: int) -> Iterator[Range]:
             )
         )
         count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, arguments)
+        last = start
         for first, last, _ in regions[:count].tolist():
             yield Range(first, last)
-        start = _SCAN.unpack(arguments)[4]
+        # Where the kernel's own buffer (of 512 regions) was full on the way, it leaves the end of
+        # the walk at that place, although it went on: what it told must not be asked for again.
+        start = max(last, _SCAN.unpack(arguments)[4])
 
 
 def _walk(pagemap: int, start: int, end: int) -> Iterator[Range]:

@@ -136,6 +136,14 @@ def test_a_move_that_ended_early_has_a_page_too() -> None:
     assert any("unfinished in mode stop" in text for text in seen.texts)
 
 
+def test_a_move_that_was_rolled_back_says_why() -> None:
+    report = Report("m1", "web", "alpha", "beta", "stop", result="rolled back", cause="it is full")
+
+    seen = read(page([report.to_document()]))
+
+    assert any("rolled back (it is full) in mode stop" in text for text in seen.texts)
+
+
 def test_a_move_without_rounds_predicts_nothing() -> None:
     seen = read(page([document(rounds=False)]))
 

@@ -152,7 +152,8 @@ def test_a_move_that_would_take_too_long_is_given_up(lab: Lab, writer: None, mod
     assert [["running"], []] == statuses(lab)
     assert QUOTA == quota(alpha)
     report = json.loads(alpha.sh("cat /tmp/move.json; rm /tmp/move.json"))
-    assert ("unfinished", None) == (report["result"], report["blackout_seconds"])
+    assert ("rolled back", None) == (report["result"], report["blackout_seconds"])
+    assert "700 ms allowed" in report["cause"]
     assert report["predicted"]["rest_seconds"] > 0.7
 
 
