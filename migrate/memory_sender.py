@@ -43,9 +43,12 @@ class Sent:
     """What was sent so far, in pages; ``wire`` in bytes after compression.
 
     ``sending`` is how many seconds passed in which nothing was read, since the link had to be
-    waited for: what sending costs beyond looking at the memory.
+    waited for: what sending costs beyond looking at the memory. ``turn`` counts the times that all
+    memory was begun to be looked at, and ``looked`` the pages of the last one.
     """
 
+    turn: int = 0
+    looked: int = 0
     early: int = 0
     content: int = 0
     zero: int = 0
@@ -67,10 +70,13 @@ class MemorySender:
         speaker: Speaker,
         conclude: Callable[[], m.PagesTaken],
         failed: Callable[[BaseException], None] = lambda _: None,
+        *,
+        limit: float | None = None,
     ) -> None:
         """Take over a conversation that has just begun; ``conclude`` waits for its reply.
 
-        ``failed`` is told, in a thread of ours, what ended the conversation.
+        ``failed`` is told, in a thread of ours, what ended the conversation. ``limit`` is the bytes
+        a second that the conversation may send.
         """
         self.sent = Sent()
         self._speaker = speaker
@@ -84,7 +90,7 @@ class MemorySender:
         self._changed = threading.Condition()
         self._wanted: deque[tuple[int, int]] = deque()
         self._work: Iterator[None] | None = None
-        self._pace = Pace()
+        self._pace = Pace(limit)
         self._begun = False
         self._ended = False
         self._attached = False
@@ -249,6 +255,7 @@ class MemorySender:
 
     def _walk(self, memories: Memories, stage: Stage) -> Iterator[None]:
         """Send all pages of all processes, a batch at each step."""
+        self.sent.turn, self.sent.looked = self.sent.turn + 1, 0
         if stage is Stage.FINAL:
             while not (self._attached or self._complete):
                 with self._changed:
@@ -262,7 +269,9 @@ class MemorySender:
                 for ranges in batches(memory.pages(area)):
                     if self._complete:
                         return
-                    self._send_pages(memory, addresses_of(ranges), stage)
+                    addresses = addresses_of(ranges)
+                    self._send_pages(memory, addresses, stage)
+                    self.sent.looked += len(addresses)
                     yield
 
     def _walk_hot(self) -> Iterator[None]:

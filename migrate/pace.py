@@ -2,7 +2,7 @@
 
 A wanted page waits behind everything that was sent before it. So no more is on its way than the
 link carries in DELAY; a link that is the bottleneck gets its bytes compressed, and one that is not
-does not, since the CPUs have better things to do.
+does not, since the CPUs have better things to do. A limit on what is sent is a slow link.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ WORTHWHILE = 300e6  # bytes a second; a faster link is not made faster by zstd o
 class Pace:
     """Counts what is sent and taken, in bytes of batches before compression."""
 
-    def __init__(self) -> None:
-        """Begin with nothing on its way."""
-        self.level: int | None = None
+    def __init__(self, limit: float | None = None) -> None:
+        """Begin with nothing on its way; ``limit`` in bytes a second is the most that may go."""
+        self._limited = limit is not None and limit < WORTHWHILE
+        self.level: int | None = LEVEL if self._limited else None
         self.rate = 0.0  # bytes a second that the other side takes
         self._sent = 0
         self._taken = 0
@@ -63,6 +64,8 @@ class Pace:
 
     def waits(self, *, blocked: bool) -> None:
         """Note whether the next batch has to wait for the link; choose whether to compress."""
+        if self._limited:
+            return  # the wait is ours, before the link
         self._blocked.append(blocked)
         part = sum(self._blocked) / len(self._blocked)
         slow = 0 < self.rate < WORTHWHILE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pymigrate.migrate.pace import DELAY, LEAST, MOST, SAMPLES, Pace
+from pymigrate.migrate.pace import DELAY, LEAST, MOST, SAMPLES, WORTHWHILE, Pace
 
 BATCH = 1 << 20
 
@@ -72,3 +72,11 @@ def test_a_target_that_claims_to_have_taken_more_than_was_sent_gains_nothing() -
         pace.gone(BATCH)
 
     assert not pace.may_send
+
+
+def test_what_is_limited_below_what_zstd_gives_is_compressed_from_the_start() -> None:
+    slow, fast = Pace(12.5e6), Pace(2 * WORTHWHILE)
+    carried(slow, 12.5e6, SAMPLES * 2, blocked=False)
+
+    assert slow.level is not None
+    assert fast.level is None
