@@ -35,6 +35,7 @@ class KnownPages:
         """Know nothing."""
         self._seed = secrets.randbits(64)
         self._blocks: dict[tuple[int, int], Hashes] = {}
+        self._zero = self.hashes(memoryview(bytes(PAGE)))[0]
 
     def __bool__(self) -> bool:
         """Say whether anything is known."""
@@ -49,6 +50,10 @@ class KnownPages:
         found = np.frombuffer(packed, np.uint64).reshape(-1, 2).copy()
         found[:, 0] |= 1  # zero in both is "not known"
         return found
+
+    def zeros(self, hashes: Hashes) -> Flags:
+        """Say of each hash whether it is that of a page of zeros."""
+        return np.asarray((hashes == self._zero).all(axis=1))
 
     def unchanged(self, inner: int, addresses: Addresses, hashes: Hashes) -> Flags:
         """Say of each page whether it is what was sent for it."""

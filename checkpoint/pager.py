@@ -31,7 +31,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pymigrate.runtime import userfault
+from pymigrate.runtime import syscalls, userfault
 from pymigrate.runtime.errors import NoSpace, ProtocolError, RestoreFailed
 from pymigrate.runtime.userfault import Changing, Event, Gone
 
@@ -39,6 +39,7 @@ PAGE = 4096
 SOCKET = "lazy-pages.socket"
 _PID = struct.Struct("=i")
 _FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
+_PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
 
 
@@ -292,6 +293,8 @@ class Pager:
             if len(content) != size:
                 raise ProtocolError(f"pages at {at:#x} were never sent")
             self.fill(inner, at, memoryview(content))
+            # So that the memory of a container is not there twice in the end.
+            syscalls.fallocate(self._aside[inner], _PUNCH, at, size)
         self.held += length // PAGE
 
     def _place_in_all(self, inner: int, address: int, length: int, source: int | None) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pymigrate.migrate import output
 from pymigrate.migrate.cli_migrate import add_options
 from pymigrate.migrate.evacuation import Evacuation, Outcome, command
+from pymigrate.migrate.run_options import bandwidth
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, UsageError
 from pymigrate.runtime.host import Host
@@ -70,12 +71,15 @@ def evacuate_verb(arguments: argparse.Namespace) -> int:
 
 
 def passed_on(arguments: argparse.Namespace) -> Sequence[str]:
-    """Return the options of ``migrate`` that were given, as words."""
+    """Return the options of ``migrate`` that were given, as words; of a limit, each has a share."""
     words: list[str] = []
     for name in _PASSED_ON:
         value = getattr(arguments, name)
         if value not in (None, ""):
             words.append(f"--{name.replace('_', '-')}={value}")
+    if arguments.bandwidth is not None:
+        share = bandwidth(arguments.bandwidth) / arguments.parallel
+        words.append(f"--bandwidth={share / 1000:.3f}kbit")
     return words
 
 

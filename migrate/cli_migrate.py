@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from pymigrate.migrate import group, outgoing, output
+from pymigrate.migrate import group, outgoing, output, watching
 from pymigrate.migrate.budget import MAX_DOWNTIME, MAX_ROUNDS, Budget, NoConverge, duration
 from pymigrate.migrate.journal import read
 from pymigrate.migrate.modes import Mode
+from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan, Refusal
 from pymigrate.migrate.report import Report
 from pymigrate.migrate.report_page import page
+from pymigrate.migrate.run_options import bandwidth
 from pymigrate.runtime.errors import NotFound, PymigrateError, UsageError
 from pymigrate.runtime.host import Host
+from pymigrate.transport.limit import RateLimit
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -128,6 +131,12 @@ def add_options(migrate: argparse.ArgumentParser) -> None:
         help="how memory and files go: by a TLS connection of their own where the target's ports "
         "can be reached, else by SSH (default: auto)",
     )
+    migrate.add_argument(
+        "--bandwidth",
+        metavar="RATE",
+        help="send no more than so many bits a second, such as 100mbit, by all connections "
+        "together (default: as fast as it goes)",
+    )
     output.add_skip(migrate)
     migrate.add_argument("--identity", metavar="FILE", help="the private key to log in with")
     migrate.add_argument("--known-hosts", metavar="FILE", help="the host keys to believe")
@@ -169,6 +178,7 @@ def migrate_verb(arguments: argparse.Namespace) -> int:
             hint="give it from / on, as in --remote-root /srv/pymigrate",
         )
     budget = _budget(arguments)
+    limit = None if arguments.bandwidth is None else RateLimit(bandwidth(arguments.bandwidth) / 8)
     host = Host.open(arguments.root)
     names = arguments.name.split(",")
     if len(set(names)) < len(names):
@@ -177,16 +187,17 @@ def migrate_verb(arguments: argparse.Namespace) -> int:
         prepared: list[outgoing.Prepared] = []
         for name in names:
             beside = [each.planned for each in prepared]
-            prepared.append(_prepare(host, name, budget, beside, undo, arguments))
+            prepared.append(_prepare(host, name, budget, limit, beside, undo, arguments))
         if arguments.dry_run:
             _show_plans([each.planned for each in prepared], arguments)
             return 0
         reports = [each.report for each in prepared]
         try:
-            if len(prepared) == 1:
-                outgoing.execute(prepared[0])
-            else:
-                group.execute(host, outgoing.new_id("group"), prepared)
+            with watching.watched(reports, arguments):
+                if len(prepared) == 1:
+                    outgoing.execute(prepared[0])
+                else:
+                    group.execute(host, outgoing.new_id("group"), prepared)
         finally:
             if arguments.report is not None:
                 arguments.report.write_text(_written(reports, arguments.report.suffix))
@@ -201,6 +212,7 @@ def _prepare(
     host: Host,
     name: str,
     budget: Budget,
+    limit: RateLimit | None,
     beside: Sequence[Plan],
     undo: ExitStack,
     arguments: argparse.Namespace,
@@ -223,6 +235,7 @@ def _prepare(
         arguments.tcp,
         arguments.data,
         budget=budget,
+        limit=limit,
     )
     skip = output.skipped(arguments)
     peer = undo.enter_context(attempt.peer())
@@ -268,6 +281,11 @@ def _budget(arguments: argparse.Namespace) -> Budget:
 
 
 def _report(migration_id: str, name: str, target: str, arguments: argparse.Namespace) -> Report:
+    def observed(phase: Phase, seconds: float) -> None:
+        if arguments.json:
+            reached = {"event": "reached", "name": name, "phase": phase.label}
+            output.event({**reached, "seconds": round(seconds, 4)}, arguments)
+
     return Report(
         migration_id,
         name,
@@ -275,6 +293,7 @@ def _report(migration_id: str, name: str, target: str, arguments: argparse.Names
         target,
         "stop",
         announce=lambda text: output.progress(text, arguments),
+        observed=observed,
     )
 
 

@@ -106,4 +106,4 @@ class Evacuation:
 def command(root: str, options: Sequence[str]) -> list[str]:
     """Return the command line of one move, with the options that the evacuation was given."""
     program = [sys.executable, "-I", "-m", "pymigrate.migrate"]
-    return [*program, "--root", root, "--json", "migrate", *options]
+    return [*program, "--root", root, "--json", "--quiet", "migrate", *options]

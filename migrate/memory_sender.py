@@ -12,7 +12,8 @@
                                 ◀─ TAKEN ───      so much of it is dealt with
 
 Never more than a window of bytes is on its way, so a wanted page waits behind little. One thread
-sends, one hears; both end with the conversation.
+reads and leaves out what need not go, a pool compresses, one sends, one hears; all end with the
+conversation.
 """
 
 from __future__ import annotations
@@ -21,20 +22,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from pymigrate.checkpoint.known_pages import Addresses, Flags, KnownPages, PageSet, zero_pages
+from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
 from pymigrate.runtime.errors import MigrationError
 from pymigrate.runtime.memory import Memories, Memory, Range, runs
+from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
-from pymigrate.transport import pages
 from pymigrate.transport.conversation import PATIENCE, Speaker
 from pymigrate.transport.pages import PAGE, Kind, News, Run, Stage
 
 BATCH = 256  # pages: 1 MiB
+Kinds = np.ndarray[tuple[int], np.dtype[np.uint8]]
+SIZE = pages.MAX_PAGES * PAGE + pages.TRAILER
+WORKERS = 2  # threads that compress
 AROUND = 8  # pages that go with a wanted one
 
 
@@ -43,9 +49,12 @@ class Sent:
     """What was sent so far, in pages; ``wire`` in bytes after compression.
 
     ``sending`` is how many seconds passed in which nothing was read, since the link had to be
-    waited for: what sending costs beyond looking at the memory.
+    waited for: what sending costs beyond looking at the memory. ``turn`` counts the times that all
+    memory was begun to be looked at, and ``looked`` the pages of the last one.
     """
 
+    turn: int = 0
+    looked: int = 0
     early: int = 0
     content: int = 0
     zero: int = 0
@@ -67,10 +76,13 @@ class MemorySender:
         speaker: Speaker,
         conclude: Callable[[], m.PagesTaken],
         failed: Callable[[BaseException], None] = lambda _: None,
+        *,
+        limit: float | None = None,
     ) -> None:
         """Take over a conversation that has just begun; ``conclude`` waits for its reply.
 
-        ``failed`` is told, in a thread of ours, what ended the conversation.
+        ``failed`` is told, in a thread of ours, what ended the conversation. ``limit`` is the bytes
+        a second that the conversation may send.
         """
         self.sent = Sent()
         self._speaker = speaker
@@ -80,11 +92,12 @@ class MemorySender:
         self._hot: list[tuple[int, Addresses]] = []  # what the last round found changed
         self._gone = PageSet()  # FINAL pages that were sent
         self._memories = Memories()
-        self._buffer = bytearray(pages.MAX_PAGES * PAGE + pages.TRAILER)
+        self._outbox = Outbox(SIZE)
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="memory-compress")
         self._changed = threading.Condition()
         self._wanted: deque[tuple[int, int]] = deque()
         self._work: Iterator[None] | None = None
-        self._pace = Pace()
+        self._pace = Pace(limit)
         self._begun = False
         self._ended = False
         self._attached = False
@@ -92,7 +105,11 @@ class MemorySender:
         self._failure: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._guarded, args=(act,), name=name, daemon=True)
-            for name, act in (("memory-sender", self._send), ("memory-news", self._hear))
+            for name, act in (
+                ("memory-reader", self._read),
+                ("memory-sender", self._send),
+                ("memory-news", self._hear),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -105,10 +122,10 @@ class MemorySender:
         It says so by taking a batch, of nothing.
         """
         self._begin(self._nothing())
-        self._await(lambda: (self._work is None and self._pace.all_taken) or self._complete)
+        self._await(lambda: (self._has_gone and self._pace.all_taken) or self._complete)
 
     def _nothing(self) -> Iterator[None]:
-        self._say(0, Stage.EARLY, 0, [])
+        self._say(self._take_buffer(), 0, Stage.EARLY, 0, [])
         yield
 
     def round(self, pids: Sequence[int]) -> int:
@@ -120,7 +137,7 @@ class MemorySender:
         self._hot = []
         with Memories.of(pids) as memories:
             self._begin(self._walk(memories, Stage.EARLY))
-            self._await(lambda: self._work is None)
+            self._await(lambda: self._has_gone)
         started = time.monotonic()
         self._await(lambda: self._pace.all_taken)
         self.sent.sending += time.monotonic() - started
@@ -148,8 +165,14 @@ class MemorySender:
         """Whether nothing more can be sent by this conversation."""
         return self._failure is not None
 
+    @property
+    def _has_gone(self) -> bool:
+        """Whether all that was begun is on its way."""
+        return self._work is None and self._outbox.is_idle
+
     def _begin(self, work: Iterator[None]) -> None:
         with self._changed:
+            self._pace.resumes()
             self._work = work
             self._changed.notify_all()
 
@@ -162,7 +185,7 @@ class MemorySender:
 
     def wait(self) -> m.PagesTaken:
         """Wait until the target has all of it and nothing is missing there."""
-        self._await(lambda: self._work is None or self._complete)
+        self._await(lambda: self._has_gone or (self._complete and self._outbox.is_idle))
         self._speaker.end()
         # The thread that hears ends by this word, and then the reply is ours.
         self._await(lambda: self._complete)
@@ -184,13 +207,14 @@ class MemorySender:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        self._pool.shutdown()
 
     def close(self) -> None:
         """Send nothing more; the conversation ends with its connection. May be repeated."""
         self._stop()
         self._memories.close()
 
-    # The two threads.
+    # The threads.
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
@@ -221,11 +245,11 @@ class MemorySender:
                         self._complete = True
                 self._changed.notify_all()
 
-    def _send(self) -> None:
+    def _read(self) -> None:
         while True:
             with self._changed:
-                blocked = self._work is not None and not self._pace.may_send
-                self._pace.waits(blocked=blocked)
+                blocked = self._work is not None and not self._outbox.has_room
+                self._pace.waits(time.monotonic(), blocked=blocked)
                 started = time.monotonic()
                 self._changed.wait_for(self._may_go_on)
                 self.sent.sending += (time.monotonic() - started) if blocked else 0.0
@@ -243,12 +267,32 @@ class MemorySender:
     def _may_go_on(self) -> bool:
         if self._ended or (self._wanted and self._memories.by_inner):
             return True
-        return self._work is not None and self._pace.may_send
+        return self._work is not None and self._outbox.has_room
+
+    def _send(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._ended or (self._outbox.has_piece and self._pace.may_send)
+                )
+                if self._ended:
+                    return
+                piece = self._outbox.next()
+            packed = None if piece.packing is None else piece.packing.result()
+            wire = piece.length if packed is None else len(packed)
+            with self._changed:
+                # First: the other side may say that it was taken at once.
+                self._pace.gone(piece.length, wire)
+            self.sent.wire += self._speaker.say(piece.plain, packed)
+            with self._changed:
+                self._outbox.give_back(piece.buffer)
+                self._changed.notify_all()
 
     # What is sent.
 
     def _walk(self, memories: Memories, stage: Stage) -> Iterator[None]:
         """Send all pages of all processes, a batch at each step."""
+        self.sent.turn, self.sent.looked = self.sent.turn + 1, 0
         if stage is Stage.FINAL:
             while not (self._attached or self._complete):
                 with self._changed:
@@ -262,7 +306,9 @@ class MemorySender:
                 for ranges in batches(memory.pages(area)):
                     if self._complete:
                         return
-                    self._send_pages(memory, addresses_of(ranges), stage)
+                    addresses = addresses_of(ranges)
+                    self._send_pages(memory, addresses, stage)
+                    self.sent.looked += len(addresses)
                     yield
 
     def _walk_hot(self) -> Iterator[None]:
@@ -287,18 +333,22 @@ class MemorySender:
         if not memory.has_page(address):
             if self._gone.missing(inner, near[:1])[0]:
                 self._gone.add(inner, near[:1])
-                self._say(0, Stage.FINAL, inner, [Run(address, 1, Kind.ZERO)])
+                zero = [Run(address, 1, Kind.ZERO)]
+                self._say(self._take_buffer(), 0, Stage.FINAL, inner, zero, urgent=True)
             return
         there = np.array([memory.has_page(int(each)) for each in near], np.bool_)
         count = int(np.argmin(there)) or AROUND if not there.all() else AROUND
-        self._send_pages(memory, near[:count], Stage.FINAL)
+        self._send_pages(memory, near[:count], Stage.FINAL, urgent=True)
 
-    def _send_pages(self, memory: Memory, addresses: Addresses, stage: Stage) -> None:
+    def _send_pages(
+        self, memory: Memory, addresses: Addresses, stage: Stage, *, urgent: bool = False
+    ) -> None:
         if stage is Stage.FINAL:
             addresses = addresses[self._gone.missing(memory.inner, addresses)]
         if not len(addresses):
             return
-        view = memoryview(self._buffer)[: len(addresses) * PAGE]
+        buffer = self._take_buffer()
+        view = memoryview(buffer)[: len(addresses) * PAGE]
         got = memory.read(ranges_of(addresses), view) // PAGE
         if stage is Stage.EARLY:
             addresses, view = addresses[:got], view[: got * PAGE]
@@ -306,37 +356,41 @@ class MemorySender:
             raise MigrationError(
                 f"memory of process {memory.inner} at {int(addresses[got]):#x} cannot be read"
             )
-        if len(addresses):
-            self._send_read(memory.inner, addresses, view, stage)
-
-    def _send_read(self, inner: int, addresses: Addresses, view: memoryview, stage: Stage) -> None:
-        """Leave out what need not go, and send the rest; the content is in our buffer."""
-        zeros = zero_pages(view)
-        kinds = np.where(zeros, np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
-        if stage is Stage.EARLY or self._known:
-            hashes = self._known.hashes(view)
-            same = self._known.unchanged(inner, addresses, hashes) & ~zeros
-            kinds[same] = Kind.SAME
-            self._known.learn(inner, addresses[~zeros], hashes[~zeros])
+        kinds = self._sort(memory.inner, addresses, view, stage)
+        content = kinds == Kind.CONTENT
         if stage is Stage.EARLY:
-            wanted = kinds == Kind.CONTENT
-            addresses, kinds = addresses[wanted], kinds[wanted]
-            content = wanted
-            self._hot.append((inner, addresses))
+            addresses, kinds = addresses[content], kinds[content]
+            self._hot.append((memory.inner, addresses))
         else:
-            self._gone.add(inner, addresses)
-            content = kinds == Kind.CONTENT
-        if not len(addresses):
-            return
-        count = int(content.sum())
-        if count < len(content):
-            rows = np.frombuffer(view, np.uint8).reshape(-1, PAGE)
-            packed = rows[content].tobytes()
-            view[: len(packed)] = packed
+            self._gone.add(memory.inner, addresses)
         self._count(kinds, stage)
-        self._say(count, stage, inner, table(addresses, kinds))
+        if not len(addresses):
+            with self._changed:
+                self._outbox.give_back(buffer)
+            return
+        said = table(addresses, kinds)
+        self._say(buffer, pack(view, content), stage, memory.inner, said, urgent=urgent)
 
-    def _count(self, kinds: np.ndarray[tuple[int], np.dtype[np.uint8]], stage: Stage) -> None:
+    def _sort(self, inner: int, addresses: Addresses, view: memoryview, stage: Stage) -> Kinds:
+        """Say of each page whether its content must go; remember it if it does."""
+        if stage is Stage.FINAL and not self._known:
+            return np.where(zero_pages(view), np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
+        hashes = self._known.hashes(view)
+        zeros = self._known.zeros(hashes)
+        kinds = np.where(zeros, np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
+        kinds[self._known.unchanged(inner, addresses, hashes) & ~zeros] = Kind.SAME
+        if stage is Stage.EARLY:
+            changed = kinds == Kind.CONTENT
+            self._known.learn(inner, addresses[changed], hashes[changed])
+        return kinds
+
+    def _take_buffer(self) -> bytearray:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._outbox.has_any)
+            # At the end nobody sends, and the piece goes nowhere.
+            return self._outbox.take() if self._outbox.has_any else bytearray(SIZE)
+
+    def _count(self, kinds: Kinds, stage: Stage) -> None:
         if stage is Stage.EARLY:
             self.sent.early += len(kinds)
             return
@@ -344,14 +398,37 @@ class MemorySender:
         self.sent.zero += int((kinds == Kind.ZERO).sum())
         self.sent.same += int((kinds == Kind.SAME).sum())
 
-    def _say(self, count: int, stage: Stage, inner: int, said: Sequence[Run]) -> None:
-        length = pages.seal(self._buffer, count, stage, inner, said)
-        level = self._pace.level if count else None
+    def _say(
+        self,
+        buffer: bytearray,
+        count: int,
+        stage: Stage,
+        inner: int,
+        said: Sequence[Run],
+        *,
+        urgent: bool = False,
+    ) -> None:
+        """Have a batch sent; ``count`` pages of content are in place."""
+        length = pages.seal(buffer, count, stage, inner, said)
+        piece = Piece(buffer, length)
+        if count and (level := self._pace.level) is not None:
+            packing = self._pool.submit(compression.compress, piece.plain, level=level)
+            piece = Piece(buffer, length, packing)
         with self._changed:
-            self._pace.gone(length)  # first: the other side may say that it was taken at once
-        started = time.monotonic()
-        self.sent.wire += self._speaker.say(memoryview(self._buffer)[:length], level=level)
-        self.sent.sending += time.monotonic() - started
+            self._outbox.put(piece, urgent=urgent)
+            self._changed.notify_all()
+
+
+def pack(view: memoryview, kept: Flags) -> int:
+    """Move the pages that are kept to the front, in their order; return how many they are."""
+    edges = np.flatnonzero(np.diff(kept, prepend=False, append=False)).tolist()
+    to = 0
+    for begin, end in zip(edges[::2], edges[1::2], strict=True):
+        length = (end - begin) * PAGE
+        if to != begin * PAGE:
+            view[to : to + length] = view[begin * PAGE : begin * PAGE + length]
+        to += length
+    return to // PAGE
 
 
 def batches(ranges: Iterator[Range]) -> Iterator[list[Range]]:
@@ -387,7 +464,7 @@ def ranges_of(addresses: Addresses) -> list[Range]:
     return [Range(begin, end + PAGE) for begin, end in zip(begins, ends, strict=True)]
 
 
-def table(addresses: Addresses, kinds: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> list[Run]:
+def table(addresses: Addresses, kinds: Kinds) -> list[Run]:
     """Join pages of one kind that follow one another into runs."""
     breaks: Flags = (np.diff(addresses) != PAGE) | (np.diff(kinds) != 0)
     edges = np.flatnonzero(breaks) + 1

@@ -29,6 +29,7 @@ from pymigrate.runtime.host import Host
 from pymigrate.runtime.images import Store
 from pymigrate.runtime.state import Status
 from pymigrate.transport import messages as m
+from pymigrate.transport.limit import RateLimit
 from pymigrate.transport.rpc import Client
 
 _LOOKED_AT = 10 * REMEMBERED  # migrations in which the last that were measured are looked for
@@ -45,7 +46,7 @@ class Target:
     remote_root: str | None = None
     remote_command: str = "pymigrate"
 
-    def connect(self, undo: ExitStack) -> Client:
+    def connect(self, undo: ExitStack, limit: RateLimit | None = None) -> Client:
         """Log in and start the agent; `undo` gets what hangs up."""
         from pymigrate.transport import ssh  # paramiko takes 150 ms to load
         from pymigrate.transport.destination import Destination
@@ -59,7 +60,7 @@ class Target:
             )
         )
         agent = connection.open_agent(self.command)
-        return undo.enter_context(Client(agent, address=connection.address))
+        return undo.enter_context(Client(agent, address=connection.address, limit=limit))
 
     @property
     def command(self) -> Sequence[str]:
@@ -84,6 +85,7 @@ class Attempt:
     lazy: bool = False
     budget: Budget = field(default_factory=Budget)
     quota_before: CpuQuota | None = None  # what a crash left throttled
+    limit: RateLimit | None = None  # for all of its connections, and for those of its group
 
     @property
     def directory(self) -> Path:
@@ -97,7 +99,7 @@ class Attempt:
 
     def peer(self) -> Peer:
         """Return the target; nothing is connected yet."""
-        return Peer(self.target.connect, self.migration_id)
+        return Peer(lambda undo: self.target.connect(undo, self.limit), self.migration_id)
 
     def move(self, peer: Peer, container: Container | None) -> Move:
         """Return what the steps share."""
@@ -205,6 +207,7 @@ class Prepared:
         move = attempt.move(self.peer, self.container)
         move.memory, move.files = self.planned.memory, self.planned.files
         move.announce = self.report.announce
+        self.report.counters = move.counters
         move.fixed = usual_fixed(_earlier_fixed(attempt.host))
         move.throttle.note = journal.note
         journal.begin(
@@ -216,6 +219,7 @@ class Prepared:
             lazy=attempt.lazy,
             target=asdict(attempt.target),
             plan=self.planned.to_document(),
+            **({} if attempt.limit is None else {"bytes_per_second": attempt.limit.rate}),
             **({} if self.group is None else {"group": self.group}),
         )
         return move
@@ -348,7 +352,7 @@ def describe(history: History) -> str:
 def attempt_of(host: Host, migration_id: str, history: History) -> Attempt:
     """Read back what was decided when the migration began."""
     known = history.facts()
-    target = known.get("target")
+    target, rate = known.get("target"), known.get("bytes_per_second")
     if known.get("role") != "source" or not isinstance(target, Mapping):
         raise MigrationError(f"the journal of {migration_id} does not say where it went")
     return Attempt(
@@ -361,6 +365,7 @@ def attempt_of(host: Host, migration_id: str, history: History) -> Attempt:
         mode=Mode(str(known.get("mode", "stop"))),
         lazy=known.get("lazy") is True,
         quota_before=CpuQuota.from_document(known.get("cpu_quota")),
+        limit=RateLimit(rate) if isinstance(rate, int | float) else None,
     )
 
 

@@ -36,6 +36,13 @@ def progress(text: str, arguments: argparse.Namespace) -> None:
         sys.stderr.flush()
 
 
+def event(document: object, arguments: argparse.Namespace) -> None:
+    """Print what happens as a line of JSON to stderr, unless ``-q``; the result is on stdout."""
+    if not arguments.quiet:
+        sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stderr.flush()
+
+
 def complain(error: PymigrateError) -> None:
     """Print an error: what failed and what state things are in, then what to do."""
     sys.stderr.write(f"pymigrate: {error.message}\n")

@@ -77,7 +77,10 @@ class Peer:
                 raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
             speaker = client.converse(m.Pages(migration_id=self._id))
             memory = MemorySender(
-                speaker, lambda: client.conclude(timeout=ANSWER_SECONDS), self._without_memory
+                speaker,
+                lambda: client.conclude(timeout=ANSWER_SECONDS),
+                self._without_memory,
+                limit=None if client.limit is None else client.limit.rate,
             )
             undo.callback(memory.close)
             self._memory_undo = undo.pop_all()

@@ -11,6 +11,7 @@ from pymigrate.migrate.file_rounds import Round
 from pymigrate.migrate.memory_rounds import MemoryRounds
 from pymigrate.migrate.modes import Mode
 from pymigrate.migrate.phases import Phase
+from pymigrate.migrate.progress import Counters
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Report:
     went: "tls" or "ssh". ``file_rounds`` are the times that files were sent, the last one frozen.
     ``mode`` is how the move ended: where rounds did not converge, not what was planned.
     ``result`` is "moved", or as `migrations ls` says it: "rolled back" (by ``cause``), "in doubt".
+    ``counters`` says how far the move has come, once it has begun; ``towards`` which phase.
     """
 
     migration_id: str
@@ -30,6 +32,8 @@ class Report:
     target: str
     mode: str
     announce: Callable[[str], None] = lambda _: None
+    observed: Callable[[Phase, float], None] = lambda *_: None
+    counters: Callable[[], Counters] | None = None
     clock: Callable[[], float] = time.monotonic
     phases: list[tuple[Phase, float]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -42,11 +46,13 @@ class Report:
     data: str = ""
     result: str = "unfinished"
     cause: str = ""
+    towards: Phase = Phase.PLANNED
     _frozen_at: float | None = None
     _resumed_at: float | None = None
 
     def began(self, phase: Phase) -> None:
         """Note when the clients began to wait."""
+        self.towards = phase
         if phase is Phase.FROZEN and self._frozen_at is None:  # a group says it twice
             self._frozen_at = self.clock()
 
@@ -55,6 +61,7 @@ class Report:
         if phase is Phase.HANDED_OVER:
             self._resumed_at = self.clock()
         self.phases.append((phase, seconds))
+        self.observed(phase, seconds)
         self.announce(f"{self.name}: {phase.label} ({seconds * 1000:.0f} ms)")
 
     @property

@@ -24,6 +24,7 @@ from pymigrate.migrate.memory_rounds import MemoryRounds, Throttle
 from pymigrate.migrate.modes import Mode
 from pymigrate.migrate.peer import Peer
 from pymigrate.migrate.phases import Phase
+from pymigrate.migrate.progress import Counters
 from pymigrate.runtime import events, inflight, network, spec, state, tree
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, Unreachable
@@ -139,6 +140,14 @@ class Move:
         self.counts["memory early"] = sent.early * PAGE
         self.counts["memory"] = self.counts.get("memory", 0) + sent.content * PAGE
         self.counts["memory unchanged"] = sent.same * PAGE
+
+    def counters(self) -> Counters:
+        """Say how far it has come; for another thread than the one that moves."""
+        sent = self.memory_sender.sent if self.memory_sender is not None else None
+        if sent is None:
+            return Counters(self.peer.bytes_sent)
+        pages = sent.early + sent.content
+        return Counters(self.peer.bytes_sent, pages, sent.turn, sent.looked * PAGE, self.memory)
 
     def catch_packets(self, container: Container) -> None:
         """Begin to catch what is sent to the container while its cable is out."""

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from pymigrate.runtime.errors import Unreachable
 from pymigrate.transport.frames import Buffer, Decoder, Frame, encode_header
+from pymigrate.transport.limit import RateLimit
 
 GATHER_LIMIT = 64 << 10  # payloads up to this size are sent in one piece with their header
 
@@ -40,6 +41,8 @@ class Channel(Protocol):
     peer: str
     heard: float
     """When bytes last arrived, complete frame or not, on the monotonic clock."""
+    limit: RateLimit | None
+    """Asked before anything is sent; None for as fast as it goes."""
 
     def send(self, frame: Frame, *, timeout: float | None = None) -> None:
         """Send one frame; returns when its memory may be used again.
@@ -67,6 +70,7 @@ class StreamChannel:
         """Take over two descriptors (they may be one)."""
         self.peer = peer
         self.heard = time.monotonic()
+        self.limit: RateLimit | None = None
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._blocking = {fd: os.get_blocking(fd) for fd in (read_fd, write_fd)}
@@ -95,7 +99,18 @@ class StreamChannel:
         self._write(parts, timeout)
 
     def _write(self, parts: Sequence[Buffer], timeout: float | None) -> None:
+        """Send these bytes, in pieces that the limit allows if there is one."""
         views = [memoryview(part).cast("B") for part in parts if len(part)]
+        if self.limit is None:
+            self._write_now(views, timeout)
+            return
+        for view in views:
+            for at in range(0, len(view), self.limit.piece):
+                piece = view[at : at + self.limit.piece]
+                self._closing.wait(self.limit.reserve(len(piece)))
+                self._write_now([piece], timeout)
+
+    def _write_now(self, views: list[memoryview], timeout: float | None) -> None:
         while views:
             try:
                 self._check_open()

@@ -38,12 +38,11 @@ class Speaker:
         self._pieces = 0
         self._bytes = 0
 
-    def say(self, piece: Buffer, *, level: int | None = None) -> int:
-        """Send one piece, compressed by zstd if a level is given; return its bytes on the wire.
+    def say(self, piece: Buffer, packed: bytes | None = None) -> int:
+        """Send one piece, or ``packed``, which is it compressed by zstd; return the bytes sent.
 
         Returns when its memory may be used again.
         """
-        packed = None if level is None else compression.compress(piece, level=level)
         if packed is None:
             frame = Frame(Kind.DATA, piece, number=self._pieces)
         else:

@@ -9,6 +9,7 @@ from collections import deque
 from pymigrate.runtime.errors import Unreachable
 from pymigrate.transport.channel import Ended, Timeout
 from pymigrate.transport.frames import Decoder, Frame, encode
+from pymigrate.transport.limit import RateLimit
 
 CAPACITY = 4 << 20  # bytes on their way in one direction, before a sender has to wait
 
@@ -35,6 +36,7 @@ class LoopbackChannel:
         """Use ``pair`` instead."""
         self.peer = peer
         self.heard = time.monotonic()
+        self.limit: RateLimit | None = None
         self._outgoing = outgoing
         self._incoming = incoming
         self._decoder = Decoder()
@@ -44,6 +46,8 @@ class LoopbackChannel:
         """Queue a copy of the frame, waiting while the other side has too much to read."""
         data = encode(frame)
         lane = self._outgoing
+        if self.limit is not None:
+            time.sleep(self.limit.reserve(len(data)))
         with lane.changed:
             room = lane.changed.wait_for(
                 lambda: lane.closed or not lane.frames or lane.size + len(data) <= CAPACITY,

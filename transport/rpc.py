@@ -39,6 +39,7 @@ from pymigrate.transport.channel import Channel, Ended, Timeout
 from pymigrate.transport.compression import LEVEL
 from pymigrate.transport.conversation import Listener, Speaker
 from pymigrate.transport.frames import Flag, Frame, Kind
+from pymigrate.transport.limit import RateLimit
 from pymigrate.transport.link import INTERVAL, SILENCE, Link, Traffic
 from pymigrate.transport.stream import Reader, Writer
 
@@ -82,11 +83,14 @@ class Client:
         interval: float = INTERVAL,
         silence: float = SILENCE,
         address: str | None = None,
+        limit: RateLimit | None = None,
     ) -> None:
         """Watch the channel; ``level`` is zstd's for streams, None sends them as they are.
 
-        ``address`` is the other host's, for ``open_data``.
+        ``address`` is the other host's, for ``open_data``; ``limit`` is for all that is sent.
         """
+        channel.limit = limit
+        self.limit = limit
         self._link = Link(channel, interval=interval, silence=silence)
         self._data: Link | None = None
         self._watching = (interval, silence)
@@ -142,6 +146,7 @@ class Client:
         except TransportError as error:
             self._link.check()
             return error.message
+        channel.limit = self.limit
         interval, silence = self._watching
         self._data = Link(channel, interval=interval, silence=silence)
         return ""

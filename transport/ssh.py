@@ -36,6 +36,7 @@ from pymigrate.transport.channel import Timeout
 from pymigrate.transport.destination import Destination
 from pymigrate.transport.frames import Buffer, Decoder, Frame, encode_header
 from pymigrate.transport.known_hosts import KnownHosts, check, fingerprint
+from pymigrate.transport.limit import RateLimit
 from pymigrate.transport.messages import printable
 from pymigrate.transport.ssh_settings import Settings, Timeouts, config_text, settle
 
@@ -409,6 +410,7 @@ class SshChannel:
         """Use ``Connection.open_agent`` instead."""
         self.peer = connection.peer
         self.heard = time.monotonic()
+        self.limit: RateLimit | None = None
         self._connection = connection
         self._session = session
         self._command = command[0]
@@ -451,6 +453,21 @@ class SshChannel:
                 self._send_all(memoryview(part).cast("B"), timeout)
 
     def _send_all(self, view: memoryview, timeout: float | None) -> None:
+        if self.limit is None:
+            self._send_now(view, timeout)
+            return
+        for at in range(0, len(view), self.limit.piece):
+            piece = view[at : at + self.limit.piece]
+            self._wait(self.limit.reserve(len(piece)))
+            self._send_now(piece, timeout)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for a turn, unless the channel is closed meanwhile."""
+        until = time.monotonic() + seconds
+        while not self._closing and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, TICK))
+
+    def _send_now(self, view: memoryview, timeout: float | None) -> None:
         moved = time.monotonic()
         while view:
             self._check_open()

@@ -20,6 +20,7 @@ from pymigrate.transport import messages as m
 from pymigrate.transport.channel import Channel, Ended, StreamChannel, Timeout
 from pymigrate.transport.destination import Destination
 from pymigrate.transport.frames import MAX_PAYLOAD, Flag, Frame, Kind, encode
+from pymigrate.transport.limit import RateLimit
 from pymigrate.transport.rpc import Client, Server
 from pymigrate.transport.stream import Reader
 from pymigrate.transport.tls import TlsChannel
@@ -138,6 +139,60 @@ def in_background(work: Callable[[], object]) -> Callable[[], BaseException | No
         return raised[0]
 
     return outcome
+
+
+class Counting(RateLimit):
+    """Lets everything go at once, and remembers what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(1e6)
+        self.asked: list[int] = []
+
+    def reserve(self, size: int) -> float:
+        self.asked.append(size)
+        return 0.0
+
+
+class TestLimit:
+    """Nothing goes that was not asked for."""
+
+    def test_all_bytes_of_frames_are_asked_for_in_small_pieces(self, ends: Ends) -> None:
+        left, right = ends
+        limit = Counting()
+        frames = [Frame(Kind.DATA, bytes(300_000)), Frame(Kind.DATA, b"little", number=1)]
+        left.limit = limit
+
+        def send() -> None:
+            for frame in frames:
+                left.send(frame)
+
+        outcome = in_background(send)
+        arrived = [right.receive(timeout=WAIT) for _ in frames]
+
+        assert None is outcome()
+        assert [frame.size for frame in frames] == [frame.size for frame in arrived]
+        assert sum(map(len, map(encode, frames))) <= sum(limit.asked) < 310_000
+        if not isinstance(left, loopback.LoopbackChannel):  # whose wire is a queue of frames
+            assert limit.piece >= max(limit.asked)
+
+    def test_closing_ends_the_wait_for_a_turn(self, ends: Ends) -> None:
+        left, _ = ends
+        if isinstance(left, loopback.LoopbackChannel):
+            return  # it has no thread that could close it meanwhile
+        asked = threading.Event()
+
+        class Hour(RateLimit):
+            def reserve(self, size: int) -> float:
+                asked.set()
+                return 3600.0
+
+        left.limit = Hour(1.0)
+        outcome = in_background(lambda: left.send(Frame(Kind.DATA, b"never")))
+        asked.wait(WAIT)
+
+        left.close()
+
+        assert isinstance(outcome(), Unreachable)
 
 
 class TestFrames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pymigrate.migrate import cli_evacuate
 from pymigrate.migrate.evacuation import Evacuation, Outcome
+from pymigrate.migrate.run_options import bandwidth
 
 # Stands in for `migrate`: ends with the code that its file CODE-NAME-TARGET says, and tells of it.
 MOVE = """
@@ -81,6 +84,17 @@ def test_where_no_target_will_do_the_last_word_is_told(tmp_path: Path) -> None:
     (outcome,) = work.run(["a"], 1)
 
     assert ("gamma", 21) == (outcome.target, outcome.code)
+
+
+def test_of_a_limit_each_move_at_a_time_has_its_share() -> None:
+    parser = argparse.ArgumentParser()
+    cli_evacuate.add_verbs(parser.add_subparsers())
+    words = ["evacuate", "beta", "--parallel", "4", "--bandwidth", "1gbit"]
+
+    passed = cli_evacuate.passed_on(parser.parse_args(words))
+
+    (limit,) = [word for word in passed if word.startswith("--bandwidth=")]
+    assert 250_000_000 == bandwidth(limit.partition("=")[2])
 
 
 def test_an_interrupt_ends_what_runs_and_begins_no_more(tmp_path: Path) -> None:

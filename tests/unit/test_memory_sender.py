@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
-from pymigrate.migrate.memory_sender import MemorySender
+from pymigrate.migrate.memory_sender import MemorySender, pack
 from pymigrate.runtime.errors import Unreachable
+from pymigrate.runtime.memory import Memories
+from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
-from pymigrate.transport import pages
 from pymigrate.transport.conversation import Speaker
 from pymigrate.transport.frames import Buffer
 from pymigrate.transport.pages import Batch, News, Stage
@@ -26,10 +28,14 @@ class Target(Speaker):
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
+        self.compressed = False
         self.news: queue.Queue[bytes | Exception] = queue.Queue()
         self._taken = 0
 
-    def say(self, piece: Buffer, *, level: int | None = None) -> int:
+    def say(self, piece: Buffer, packed: bytes | None = None) -> int:
+        if packed is not None:
+            self.compressed = True
+            piece = compression.decompress(packed, len(piece))
         self.batches.append(pages.decode(bytes(piece)))
         self._taken += len(piece)
         self.news.put(pages.news(News.TAKEN, value=self._taken))
@@ -51,10 +57,12 @@ class Target(Speaker):
 
 
 @contextmanager
-def talking() -> Iterator[tuple[MemorySender, Target, list[BaseException]]]:
+def talking(
+    limit: float | None = None,
+) -> Iterator[tuple[MemorySender, Target, list[BaseException]]]:
     target = Target()
     failures: list[BaseException] = []
-    sender = MemorySender(target, m.PagesTaken, failures.append)
+    sender = MemorySender(target, m.PagesTaken, failures.append, limit=limit)
     try:
         yield sender, target, failures
     finally:
@@ -118,6 +126,42 @@ def test_a_wanted_page_is_sent_though_nothing_else_is(pid: int) -> None:
     sent = [at for batch in final for at in addresses(batch)]
     assert run.address == sent[0]
     assert len(sent) == len(set(sent))  # and not a second time with the rest
+
+
+@pytest.mark.parametrize("limit", [None, 1e6])
+def test_the_target_gets_every_page_as_it_is_compressed_or_not(
+    pid: int, limit: float | None
+) -> None:
+    with talking(limit) as (sender, target, _):
+        sender.round([pid])
+        early = [batch for batch in target.batches if batch.stage is Stage.EARLY]
+
+    seen: dict[int, bytes] = {}
+    for batch in early:
+        contents = [batch.content[at : at + 4096] for at in range(0, len(batch.content), 4096)]
+        seen |= dict(zip(addresses(batch), map(bytes, contents), strict=True))
+    assert {limit is not None} == {target.compressed}
+    with Memories.of([pid]) as memories:
+        (memory,) = memories.by_inner.values()
+        for area in memory.areas():
+            for found in memory.pages(area):
+                into = bytearray(found.length)
+                assert found.length == memory.read([found], memoryview(into))
+                for at in range(0, found.length, 4096):
+                    page = bytes(into[at : at + 4096])
+                    assert page == seen.get(found.start + at, bytes(4096))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 64])
+def test_pages_that_are_kept_move_to_the_front(count: int) -> None:
+    for bits in range(1 << min(count, 7)):
+        kept = np.array([bits >> (at % 7) & 1 for at in range(count)], np.bool_)
+        content = bytearray(b"".join(bytes([at + 1]) * 4096 for at in range(count)))
+
+        left = pack(memoryview(content), kept)
+
+        expected = b"".join(bytes([at + 1]) * 4096 for at in range(count) if kept[at])
+        assert (int(kept.sum()), expected) == (left, bytes(content[: len(expected)]))
 
 
 def addresses(batch: Batch) -> list[int]:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from pymigrate.migrate.pace import DELAY, LEAST, MOST, SAMPLES, Pace
+from pymigrate.migrate.pace import DELAY, LEAST, LEVEL, MOST, REST, SAMPLES, WORTHWHILE, Pace
 
 BATCH = 1 << 20
 
 
+class Link:
+    """A link of a rate in bytes a second, and CPUs that compress so many; it has a clock."""
+
+    def __init__(self, rate: float, *, ratio: float = 2.0, cpus: float = 1e9) -> None:
+        self._rate = rate
+        self.ratio = ratio
+        self._cpus = cpus
+        self.now = 0.0
+        self._total = 0
+
+    def carry(self, pace: Pace, batches: int, *, blocked: bool) -> None:
+        """Send batches; each is taken before the next."""
+        for _ in range(batches):
+            pace.waits(self.now, blocked=blocked)
+            wire = BATCH if pace.level is None else int(BATCH / self.ratio)
+            pace.gone(BATCH, wire)
+            seconds = wire / self._rate
+            self.now += seconds if pace.level is None else max(seconds, BATCH / self._cpus)
+            self._total += BATCH
+            pace.taken(self._total, self.now)
+
+
 def carried(pace: Pace, rate: float, batches: int, *, blocked: bool) -> None:
-    """Send batches over a link of a rate in bytes a second; each is taken before the next."""
-    now = total = 0.0
-    for _ in range(batches):
-        pace.waits(blocked=blocked)
-        pace.gone(BATCH)
-        now += BATCH / rate
-        total += BATCH
-        pace.taken(int(total), now)
+    """Send batches over a link."""
+    Link(rate).carry(pace, batches, blocked=blocked)
 
 
 def test_nothing_more_is_sent_than_the_window_allows() -> None:
     pace = Pace()
     while pace.may_send:
-        pace.gone(BATCH)
+        pace.gone(BATCH, BATCH)
 
     assert not pace.may_send
     pace.taken(BATCH, 0.0)
@@ -58,17 +74,65 @@ def test_a_slow_link_gets_its_bytes_compressed_and_a_fast_one_does_not() -> None
 
 def test_compression_ends_when_the_link_is_not_what_is_waited_for() -> None:
     pace = Pace()
-    carried(pace, 12.5e6, SAMPLES, blocked=True)
-    carried(pace, 12.5e6, SAMPLES, blocked=False)
+    link = Link(12.5e6)
+    link.carry(pace, SAMPLES, blocked=True)
+    before = pace.level
+    link.carry(pace, SAMPLES, blocked=False)
 
+    assert before is not None
     assert pace.level is None
+
+
+def test_compression_that_brings_no_more_pages_is_given_up_and_not_tried_again_soon() -> None:
+    incompressible, busy, good = Pace(), Pace(), Pace()
+    levels = []
+    for pace, link in (
+        (incompressible, Link(100e6, ratio=1.0)),
+        (busy, Link(100e6, cpus=90e6)),
+        (good, Link(100e6)),
+    ):
+        link.carry(pace, SAMPLES * 2, blocked=True)
+        link.carry(pace, REST // 2, blocked=True)
+        levels.append(pace.level)
+
+    assert [None, None, LEVEL] == levels
+
+
+def test_after_a_rest_compression_is_tried_again() -> None:
+    pace = Pace()
+    link = Link(100e6, ratio=1.0)
+    link.carry(pace, SAMPLES, blocked=True)
+    given_up = pace.level
+    link.ratio = 3.0  # what comes now is of another kind
+
+    link.carry(pace, REST + SAMPLES, blocked=True)
+
+    assert given_up is None
+    assert LEVEL == pace.level
+
+
+def test_what_is_on_its_way_counts_as_it_is_on_the_wire() -> None:
+    pace = Pace()
+    pace.gone(BATCH, BATCH // 4)
+
+    assert pace.may_send
+    pace.gone(BATCH, BATCH)
+    assert not pace.may_send
 
 
 def test_a_target_that_claims_to_have_taken_more_than_was_sent_gains_nothing() -> None:
     pace = Pace()
-    pace.gone(BATCH)
+    pace.gone(BATCH, BATCH)
     pace.taken(1 << 60, 0.0)
     while pace.may_send:
-        pace.gone(BATCH)
+        pace.gone(BATCH, BATCH)
 
     assert not pace.may_send
+
+
+def test_what_is_limited_below_what_zstd_gives_is_compressed_from_the_start() -> None:
+    slow, fast = Pace(12.5e6), Pace(2 * WORTHWHILE)
+    carried(slow, 12.5e6, SAMPLES * 2, blocked=False)
+
+    assert slow.level is not None
+    assert fast.level is None

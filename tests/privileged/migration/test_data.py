@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,6 +51,30 @@ def test_a_container_moves_either_way(lab: Lab, counter: Counter, wanted: str, t
     assert [beta] == counter.running()
     assert digest == beta.pymigrate("exec", "counter", "sha256sum", "/big").stdout
     assert [] == listening(beta)
+
+
+@pytest.mark.parametrize("data", ["tls", "ssh"])
+def test_a_limit_is_kept_to_whatever_the_data_goes_by_and_events_tell_of_it(
+    lab: Lab, counter: Counter, data: str
+) -> None:
+    alpha, beta = lab["alpha"], lab["beta"]
+    alpha.pymigrate("exec", "counter", "sh", "-c", "head -c 4m /dev/urandom > /big")
+
+    moved = alpha.pymigrate(
+        *("--json", "migrate", "counter", "root@beta"), *("--bandwidth", "32mbit", "--data", data)
+    )
+
+    report = json.loads(moved.stdout)
+    events = [json.loads(line) for line in moved.stderr.splitlines()]
+    progress = [each for each in events if each["event"] == "progress"]
+    assert [beta] == counter.running()
+    assert 4 << 20 < report["bytes_sent"]
+    # However slow the machine is: never faster than was allowed, but for a moment's worth.
+    assert report["bytes_sent"] <= 4e6 * (report["seconds"] + 0.1)
+    assert "done" == [each["phase"] for each in events if each["event"] == "reached"][-1]
+    assert report["bytes_sent"] == progress[-1]["bytes_sent"]
+    kept = alpha.pymigrate_json("migrations", "show", report["id"])
+    assert 4e6 == kept["lines"][0]["facts"]["bytes_per_second"]  # for `recover`
 
 
 def test_a_firewall_costs_a_second_before_the_freeze_and_ssh_is_used(
