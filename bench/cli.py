@@ -80,7 +80,11 @@ RESTORES = (
 
 NATIVE = (
     *(
-        Measure(work, what, (Column("seconds", "by its own clock"),))
+        Measure(
+            work,
+            what,
+            (Column("seconds", "by its own clock"), Column("cpu_seconds", "processor time")),
+        )
         for work, what in WORKS.items()
     ),
     Measure(

@@ -83,7 +83,8 @@ class Native:
         return self._pymigrate(*run, "/native", work, "/data/file")
 
     def _work(self, work: str, run: Callable[[str], str]) -> Iterator[Sample]:
-        yield Sample(work, {"seconds": float(run(work))})
+        seconds, used = map(float, run(work).split())
+        yield Sample(work, {"seconds": seconds, "cpu_seconds": used})
 
     def _shared(self, count: int) -> Iterator[Sample]:
         names = [f"sharer{number}" for number in range(count)]

@@ -17,6 +17,7 @@ from typing import NoReturn, Protocol
 from pymigrate.runtime import (
     become,
     birth,
+    mounting,
     mounts,
     namespaces,
     seccomp,
@@ -157,7 +158,7 @@ def _prepare(
         # Sources are the host's paths: opened with the caller's rights, whatever user namespace
         # comes, and so that a missing one is found before anything has started.
         if isinstance(operation, mounts.Bind):
-            trees[index] = mounts.make_tree(operation, kernel)
+            trees[index] = mounting.make_tree(operation, kernel)
             undo.callback(os.close, trees[index])
     return _Work(
         spec, plan, joined, network, users, cgroup, operations, trees, root, confinement, stdio,
@@ -195,7 +196,7 @@ def _enter_user_namespace(work: _Work, users: int, line: birth.Line) -> None:
         # namespace's, only the host's root may mount it.
         if isinstance(operation, mounts.Filesystem) and operation.type == "sysfs":
             line.stage = mounts.describe(operation)
-            work.trees[index] = mounts.make_tree(operation, kernel)
+            work.trees[index] = mounting.make_tree(operation, kernel)
     line.stage = "join the user namespace"
     kernel.setns(users, syscalls.CLONE_NEWUSER)
     line.stage = "become root of the user namespace"
@@ -250,7 +251,7 @@ def _change_root(work: _Work, line: birth.Line) -> None:
         roots.cover(root, kernel)
     for index, operation in enumerate(work.operations):
         line.stage = mounts.describe(operation)
-        mounts.execute(operation, root, work.trees.get(index), kernel)
+        mounting.execute(operation, root, work.trees.get(index), kernel)
     if work.ceremony is not None:
         work.ceremony.surrounded(line)
     if work.root is not None:

@@ -147,21 +147,25 @@ def _fork(directory: Path, keeper: socket.socket) -> int | None:
     exit_code = 1
     try:
         os.setsid()
-        from pymigrate.runtime import supervisor, syscalls
+        from pymigrate.runtime import syscalls
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        # At once: some of the caller's are locks, and end with their last descriptor.
+        os.dup2(keeper.detach(), KEEPER_FD, inheritable=False)
+        syscalls.close_range(KEEPER_FD + 1, _LAST_FD)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        os.dup2(keeper.detach(), KEEPER_FD, inheritable=False)
-        syscalls.close_range(KEEPER_FD + 1, _LAST_FD)
+        os.close(null)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # Nobody's variables and passwords shall stay, nor look as if `run` were still at work.
         os.environ.clear()
         os.environ.update(_ENVIRONMENT)
         syscalls.set_command_line(f"pymigrate: supervisor of {directory}")
         gc.freeze()  # or the collector would touch, and so copy, all that the two still share
+        from pymigrate.runtime import supervisor
+
         exit_code = supervisor.main([os.fspath(directory)])
     except BaseException:  # it must not return into the caller's stack
         sys.excepthook(*sys.exc_info())

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from pymigrate.runtime import aside, errors, events, image_notes, lock, spec
 from pymigrate.runtime.container import KILL_SECONDS, Container
+from pymigrate.runtime.launch import Launch
 from pymigrate.runtime.settings import Resources
 from pymigrate.runtime.state import Identity, Status
 from pymigrate.runtime.supervision import SupervisorEnded
@@ -25,15 +26,20 @@ def start(container: Container) -> int:
         CannotRun, CommandNotFound: the command could not be executed.
 
     """
-    with container.locked():
-        container.check_free()
-        with aside.alone(container.directory) as mine:
-            if not mine:
-                raise container.wrong_state(container.state(), "it is being restored")
-            if container.state().status.may_start:
-                aside.put_back(container.directory)
-            with container.prepare_locked(plugged=True) as supervision:
-                return supervision.start()
+    launch = Launch(container.directory, fork=True)
+    try:
+        with container.locked():
+            container.check_free()
+            with aside.alone(container.directory) as mine:
+                if not mine:
+                    raise container.wrong_state(container.state(), "it is being restored")
+                if container.state().status.may_start:
+                    aside.put_back(container.directory)
+                with container.prepare_locked(plugged=True, launch=launch) as supervision:
+                    return supervision.start()
+    except BaseException:
+        launch.abandon()
+        raise
 
 
 def pause(container: Container) -> None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from pymigrate.runtime import mounts, syscalls
+from pymigrate.runtime import mounting, syscalls
 from pymigrate.runtime.errors import HostError, MissingFeature, UsageError
 
 # mount(2) takes one page of options.
@@ -22,7 +22,7 @@ _SLASH = Path("/")
 _CANNOT_SHIFT = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
-class Kernel(mounts.Kernel, Protocol):
+class Kernel(mounting.Kernel, Protocol):
     """The calls that changing the root takes; see runtime/syscalls.py."""
 
     def mount(
@@ -149,7 +149,7 @@ def write_identity(
     line = None if hostname is None else f"{hostname}\n"
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        etc = mounts.make_destination(root, "etc", directory=True, kernel=kernel)
+        etc = mounting.make_destination(root, "etc", directory=True, kernel=kernel)
         try:
             if os.fstat(etc).st_uid == 0 != owner[0]:  # made just now
                 os.chown(f"/proc/self/fd/{etc}", *owner)
@@ -175,7 +175,7 @@ def make_directories(
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for path in paths:
-            made = mounts.make_destination(root, path.lstrip("/"), directory=True, kernel=kernel)
+            made = mounting.make_destination(root, path.lstrip("/"), directory=True, kernel=kernel)
             try:
                 if os.fstat(made).st_uid == 0 != owner[0]:
                     os.chown(f"/proc/self/fd/{made}", *owner)
@@ -246,7 +246,7 @@ def cover(root: int, kernel: Kernel = syscalls) -> None:
     """Attach the detached root over the caller's "/": a place that every user may reach."""
     top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        mounts.move_onto(root, top, kernel)
+        mounting.move_onto(root, top, kernel)
     finally:
         os.close(top)
 

@@ -9,7 +9,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pymigrate.runtime import mounts, syscalls
+from pymigrate.runtime import mounting, syscalls
 from pymigrate.runtime.errors import HostError
 
 # include/uapi/asm/ioctls.h; powerpc numbers the direction bits differently.
@@ -44,7 +44,7 @@ def number(master: int) -> int:
     return int(struct.unpack("i", packed)[0])
 
 
-def bind_console(master: int, root: int, kernel: mounts.Kernel = syscalls) -> None:
+def bind_console(master: int, root: int, kernel: mounting.Kernel = syscalls) -> None:
     """Mount the slave on /dev/console, as programs that write there expect."""
     path = f"/dev/pts/{number(master)}"
     slave = kernel.openat2(
@@ -54,7 +54,7 @@ def bind_console(master: int, root: int, kernel: mounts.Kernel = syscalls) -> No
         clone = syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
         tree = kernel.open_tree(slave, "", clone)
         try:
-            mounts.attach(tree, root, "/dev/console", kernel)
+            mounting.attach(tree, root, "/dev/console", kernel)
         finally:
             os.close(tree)
     finally:

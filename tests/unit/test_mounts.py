@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pymigrate.runtime import mounts, rootfs, syscalls
+from pymigrate.runtime import mounting, mounts, rootfs, syscalls
 from pymigrate.runtime.errors import HostError, MissingFeature, UsageError
 from pymigrate.runtime.mount_options import Options, options
 from pymigrate.runtime.mounts import Bind, Filesystem, Link, Mask, Node, ReadOnly, Sysctl
@@ -137,7 +137,7 @@ def test_failure_of_any_call_leaves_no_descriptor(root: int) -> None:
 
     whole = RecordingKernel(missing=missing)
     for operation in plan:
-        mounts.execute(operation, root, None, whole)
+        mounting.execute(operation, root, None, whole)
     assert before == open_descriptors()
     assert "move_mount" in whole.names()
 
@@ -145,7 +145,7 @@ def test_failure_of_any_call_leaves_no_descriptor(root: int) -> None:
         kernel = RecordingKernel(missing=missing, fails_at=number)
         try:
             for operation in plan:
-                mounts.execute(operation, root, None, kernel)
+                mounting.execute(operation, root, None, kernel)
         except OSError as error:
             assert "injected" in str(error)  # noqa: PT017 - a miss also raises, and is handled
         assert before == open_descriptors()
@@ -153,7 +153,7 @@ def test_failure_of_any_call_leaves_no_descriptor(root: int) -> None:
 
 def test_a_mount_is_attached_to_the_place_that_was_found_in_the_root(root: int) -> None:
     kernel = RecordingKernel()
-    mounts.execute(Filesystem("/dev/shm", "tmpfs", "shm"), root, None, kernel)
+    mounting.execute(Filesystem("/dev/shm", "tmpfs", "shm"), root, None, kernel)
 
     opened = [arguments for name, arguments in kernel.calls if name == "openat2"]
     assert [(root, "dev/shm", os.O_PATH | os.O_CLOEXEC, 0, 0x10)] == opened
@@ -171,11 +171,11 @@ def test_destinations_are_made_inside_the_root_whatever_links_it_holds(tmp_path:
     fd = os.open(inside, os.O_PATH)
     try:
         with pytest.raises(HostError, match="/data in the container's root leads nowhere"):
-            mounts.make_destination(fd, "/data", directory=True)
+            mounting.make_destination(fd, "/data", directory=True)
         with pytest.raises(HostError, match="leads nowhere"):
-            mounts.make_destination(fd, "/data/sub", directory=True)
-        os.close(mounts.make_destination(fd, "/up/new/deep", directory=True))
-        os.close(mounts.make_destination(fd, "/../file", directory=False))
+            mounting.make_destination(fd, "/data/sub", directory=True)
+        os.close(mounting.make_destination(fd, "/up/new/deep", directory=True))
+        os.close(mounting.make_destination(fd, "/../file", directory=False))
     finally:
         os.close(fd)
 
@@ -191,7 +191,7 @@ def test_a_mask_refuses_a_null_device_that_is_none(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_PATH)
     try:
         with pytest.raises(HostError, match="is not the null device"):
-            mounts.execute(Mask(("/proc/keys",)), fd)
+            mounting.execute(Mask(("/proc/keys",)), fd)
     finally:
         os.close(fd)
 

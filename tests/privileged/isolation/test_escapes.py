@@ -61,9 +61,7 @@ WAYS_OUT = {
         "again('/proc/sys/kernel/core_pattern')"
     ),
     "sysctl": "again('/proc/sys/kernel/core_pattern')",
-    "sysctl by the root of another": (
-        "again(f'/proc/{victim}/root' '/proc/sys/kernel/core_pattern')"
-    ),
+    "sysctl of another": "again(f'/proc/{victim}/root' + '/proc/sys/kernel/core_pattern')",
     "sysrq": "open('/proc/sysrq-trigger', 'wb').write(b'h')",
     "release_agent": (
         "done(libc.mount(b'none', b'/mnt', b'cgroup', 0, b'freezer'));again('/mnt/release_agent')"
