@@ -80,8 +80,8 @@ def _summary(document: Mapping[str, Any]) -> str:
     cause = f" ({document['cause']})" if document.get("cause") else ""
     return (
         f"{document['result']}{cause} in mode {document['mode']}: "
-        f"{size(document['bytes_sent'])} sent in {duration(document['seconds'])} by {document['data'] or 'no connection'}; "
-        f"migration {document['id']}"
+        f"{size(document['bytes_sent'])} sent in {duration(document['seconds'])} "
+        f"by {document['data'] or 'no connection'}; migration {document['id']}"
     )
 
 
