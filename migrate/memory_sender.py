@@ -86,6 +86,8 @@ class MemorySender:
         self._work: Iterator[None] | None = None
         self._pace = Pace()
         self._begun = False
+        self._ends = False  # all was sent, and the target is to be told
+        self._end_said = False
         self._ended = False
         self._attached = False
         self._complete = False
@@ -163,9 +165,12 @@ class MemorySender:
     def wait(self) -> m.PagesTaken:
         """Wait until the target has all of it and nothing is missing there."""
         self._await(lambda: self._work is None or self._complete)
-        self._speaker.end()
+        # Said by the thread that sends, which may be amid a page that was wanted.
+        with self._changed:
+            self._ends = True
+            self._changed.notify_all()
         # The thread that hears ends by this word, and then the reply is ours.
-        self._await(lambda: self._complete)
+        self._await(lambda: self._complete and self._end_said)
         self._stop()
         return self._conclude()
 
@@ -233,15 +238,26 @@ class MemorySender:
                     return
                 wanted, self._wanted = self._wanted, deque()
                 work = self._work
+                ends = self._is_at_end
             for inner, address in wanted:
                 self._send_wanted(inner, address)
+            if ends:
+                self._speaker.end()
+                with self._changed:
+                    self._end_said = True
+                    self._changed.notify_all()
+                return
             if not wanted and work is not None and next(work, False) is False:
                 with self._changed:
                     self._work = None
                     self._changed.notify_all()
 
+    @property
+    def _is_at_end(self) -> bool:
+        return self._ends and (self._work is None or self._complete)
+
     def _may_go_on(self) -> bool:
-        if self._ended or (self._wanted and self._memories.by_inner):
+        if self._ended or self._is_at_end or (self._wanted and self._memories.by_inner):
             return True
         return self._work is not None and self._pace.may_send
 

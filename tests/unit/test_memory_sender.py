@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import pytest
 
 from pymigrate.migrate.memory_sender import MemorySender
 from pymigrate.runtime.errors import Unreachable
+from pymigrate.runtime.memory import inner_pid
 from pymigrate.transport import messages as m
 from pymigrate.transport import pages
 from pymigrate.transport.conversation import Speaker
@@ -19,6 +21,7 @@ from pymigrate.transport.frames import Buffer
 from pymigrate.transport.pages import Batch, News, Stage
 
 MIB = 16
+ABSENT = 0x10000  # below what a program has
 
 
 class Target(Speaker):
@@ -118,6 +121,39 @@ def test_a_wanted_page_is_sent_though_nothing_else_is(pid: int) -> None:
     sent = [at for batch in final for at in addresses(batch)]
     assert run.address == sent[0]
     assert len(sent) == len(set(sent))  # and not a second time with the rest
+
+
+def test_the_end_is_not_said_amid_a_page_that_is_wanted(pid: int) -> None:
+    """Its numbers would be those before the page: the target takes that for damage."""
+    with talking() as (sender, target, _):
+        sender.freeze([pid])
+        inner = inner_pid(pid)
+        speaking, ended = threading.Event(), threading.Event()
+        overlaps = []
+        say, end = target.say, target.end
+
+        def slowly(piece: Buffer, *, level: int | None = None) -> int:
+            speaking.set()
+            early = ended.wait(0.2)  # time for an end that does not wait
+            length = 0 if early else say(piece, level=level)
+            speaking.clear()
+            return length
+
+        def note() -> None:
+            overlaps.append(speaking.is_set())
+            ended.set()
+            end()
+
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.begin()
+        sender.await_attached()
+        sender.await_pager()  # after this there is no other work
+        target.say, target.end = slowly, note  # type: ignore[method-assign]
+        target.news.put(pages.news(News.WANTED, inner=inner, value=ABSENT))
+        assert speaking.wait(10)
+        sender.wait()
+
+    assert [False] == overlaps
 
 
 def addresses(batch: Batch) -> list[int]:
