@@ -21,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import machine
 from bench.first import Scene
 from bench.harness import FAILURES, interleave
+from bench.live import GIGABIT, LINKS, UNLIMITED, Live, measure
 from bench.native import WORKS, Native
 from bench.restores import Restores
 from bench.results import Column, Measure, Outcome, show
 from bench.snapshots import Scene as SnapshotScene
+from bench.writers import CONNECTIONS, RATE
 from tests.lab import Lab  # all found by the line above
 
 RESULTS = Path(__file__).with_name("results")
@@ -141,6 +143,18 @@ SNAPSHOTS = (
 )
 
 
+LIVE = (
+    Column("pause_seconds", "blackout"),
+    Column("seconds", "whole move"),
+    Column("stall_seconds", "worst after", compared=False, unit="ms"),
+    Column("before_seconds", "p99 before", compared=False, unit="ms"),
+    Column("rounds_seconds", "p99 in it", compared=False, unit="ms"),
+    Column("bytes", "sent", compared=False),
+    Column("lost", "lost", compared=False, unit="most"),
+    Column("dropped", "dropped", compared=False, unit="most"),
+)
+
+
 def mebibytes(text: str) -> int:
     """Read a size such as 512MiB or 1GiB; without a unit it is in MiB."""
     match = re.fullmatch(r"(\d+)\s*([a-zA-Z]*)", text)
@@ -154,6 +168,11 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs")
     return int(text)
+
+
+def number(text: str) -> int:
+    """Read a number of runs, which may be 0."""
+    return 0 if text == "0" else positive(text)
 
 
 def first(arguments: argparse.Namespace, console: Console) -> Outcome:
@@ -261,6 +280,34 @@ def native(arguments: argparse.Namespace, console: Console) -> Outcome:
     )
 
 
+def live(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Run the fifth benchmark; the others take one turn, since theirs is a matter of seconds."""
+    began, busy = datetime.now(UTC), machine.busy()
+    links = [LINKS[name] for name in arguments.links]
+
+    def tell(text: str) -> None:
+        console.print(Text(text, style="dim"), soft_wrap=True)
+
+    with ExitStack() as stack:
+        scene = Live(stack.enter_context(Lab(("alpha", "beta"))), arguments.sizes, links)
+        scene.prepare(stack)
+        rows = interleave([*scene.ours()], arguments.runs, tell=tell)
+        rows += interleave([*scene.others()], arguments.other_runs, warm_up=False, tell=tell)
+    names = [measure(mib, link) for mib in arguments.sizes for link in links]
+    arguments.measures = [Measure(name, f"Move of a Redis: {name}", LIVE) for name in names]
+    return Outcome(
+        bench="live",
+        when=began,
+        machine=machine.Machine.here(),
+        commit=machine.commit(),
+        versions=scene.versions,
+        settings={"runs": arguments.runs, "connections": CONNECTIONS, "writes_per_second": RATE},
+        busy_before=busy,
+        rows=rows,
+        unavailable=scene.unavailable,
+    )
+
+
 def measured(outcome: Outcome) -> set[str]:
     """Return the names of what was measured."""
     return {row.measure for row in outcome.rows}
@@ -322,6 +369,27 @@ def main() -> int:
     bench.add_argument("--runs", type=positive, default=15, metavar="N", help="default: 15")
     bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     bench.set_defaults(act=native, measures=NATIVE)
+    bench = benches.add_parser("live", help="moves of a Redis that is written to all the while")
+    bench.add_argument("--runs", type=positive, default=3, metavar="N", help="default: 3")
+    bench.add_argument(
+        "--other-runs", type=number, default=1, metavar="N", help="of the others (default: 1)"
+    )
+    bench.add_argument(
+        "--sizes",
+        type=mebibytes,
+        nargs="+",
+        default=[64, 1024],
+        help="of the Redis' data (default: 64MiB 1GiB)",
+    )
+    bench.add_argument(
+        "--links",
+        nargs="+",
+        choices=LINKS,
+        default=[UNLIMITED.name, GIGABIT.name],
+        help="between the hosts (default: unlimited 1gbit; a delay needs a kernel with netem)",
+    )
+    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    bench.set_defaults(act=live, measures=())
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: this needs root\nhint: sudo ./bench/run", file=sys.stderr)

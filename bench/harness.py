@@ -125,7 +125,8 @@ def ratio(row: Row, rows: Sequence[Row], name: str, baseline: str = "pymigrate")
     """Return how many times the baseline's median this row's is; None where there is none.
 
     The baseline's row has the same measure and, where there is a choice, the variant that does
-    the same work: a directory is compared with an archive that is not compressed.
+    the same work: a directory is compared with an archive that is not compressed, and a move with
+    one in mode hybrid, which is the default.
     """
     candidates = {
         other.variant: other
@@ -133,7 +134,7 @@ def ratio(row: Row, rows: Sequence[Row], name: str, baseline: str = "pymigrate")
         if other.subject == baseline and other.measure == row.measure
     }
     same_work = "none" if row.variant == "directory" else row.variant
-    other = candidates.get(same_work)
+    other = candidates.get(same_work) or candidates.get("hybrid")
     if other is None and len(candidates) == 1:
         (other,) = candidates.values()
     mine, its = row.spread(name), other.spread(name) if other else None

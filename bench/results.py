@@ -20,11 +20,16 @@ VERSION = 1  # of the JSON document
 
 @dataclass(frozen=True)
 class Column:
-    """A measured value, its heading, and whether it is compared with pymigrate's."""
+    """A measured value, its heading, whether it is compared with pymigrate's, and how it is shown.
+
+    `unit` is "" for a spread in seconds, or a median by the value's name; "ms" for a median alone,
+    and "most" for the greatest number.
+    """
 
     value: str
     title: str
     compared: bool = True
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def table(measure: Measure, rows: Sequence[Row]) -> Table:
     for row in rows:
         cells = []
         for column in measure.columns:
-            cells.append(cell(row, column.value))
+            cells.append(cell(row, column.value, column.unit))
             if column.compared:
                 times = ratio(row, rows, column.value)
                 cells.append("" if times is None else f"{times:.2f}")
@@ -117,11 +122,15 @@ def table(measure: Measure, rows: Sequence[Row]) -> Table:
     return result
 
 
-def cell(row: Row, name: str) -> str:
+def cell(row: Row, name: str, unit: str = "") -> str:
     """Write a spread; "failed" in place of what there is not."""
     spread = row.spread(name)
     if spread is None:
         return "failed" if row.failures else "–"
+    if unit == "ms":
+        return f"{spread.median * 1000:.1f} ms"
+    if unit == "most":
+        return f"{spread.maximum:.0f}"
     if name == "ratio":
         return f"{spread.median:.2f}"
     if name == "bytes" or name.endswith("_bytes"):

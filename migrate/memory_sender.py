@@ -99,6 +99,9 @@ class MemorySender:
         self._work: Iterator[None] | None = None
         self._pace = Pace(limit)
         self._begun = False
+        self._ends = False  # all was begun, and the target is to be told when it has gone
+        self._all_read = False
+        self._end_said = False
         self._ended = False
         self._attached = False
         self._complete = False
@@ -185,10 +188,13 @@ class MemorySender:
 
     def wait(self) -> m.PagesTaken:
         """Wait until the target has all of it and nothing is missing there."""
-        self._await(lambda: self._has_gone or (self._complete and self._outbox.is_idle))
-        self._speaker.end()
+        self._await(lambda: self._work is None or self._complete)
+        # The thread that reads may be amid a page that is wanted; after that nothing is.
+        with self._changed:
+            self._ends = True
+            self._changed.notify_all()
         # The thread that hears ends by this word, and then the reply is ours.
-        self._await(lambda: self._complete)
+        self._await(lambda: self._complete and self._end_said)
         self._stop()
         return self._conclude()
 
@@ -257,27 +263,41 @@ class MemorySender:
                     return
                 wanted, self._wanted = self._wanted, deque()
                 work = self._work
+                ends = self._is_at_end
             for inner, address in wanted:
                 self._send_wanted(inner, address)
+            if ends:
+                with self._changed:
+                    self._all_read = True
+                    self._changed.notify_all()
+                return
             if not wanted and work is not None and next(work, False) is False:
                 with self._changed:
                     self._work = None
                     self._changed.notify_all()
 
+    @property
+    def _is_at_end(self) -> bool:
+        return self._ends and (self._work is None or self._complete)
+
     def _may_go_on(self) -> bool:
-        if self._ended or (self._wanted and self._memories.by_inner):
+        if self._ended or self._is_at_end or (self._wanted and self._memories.by_inner):
             return True
         return self._work is not None and self._outbox.has_room
 
     def _send(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._ended or (self._outbox.has_piece and self._pace.may_send)
-                )
+                self._changed.wait_for(self._may_send)
                 if self._ended:
                     return
+                if not self._outbox.has_piece:
+                    break
                 piece = self._outbox.next()
+                if self._complete:  # nobody needs it any more
+                    self._outbox.give_back(piece.buffer)
+                    self._changed.notify_all()
+                    continue
             packed = None if piece.packing is None else piece.packing.result()
             wire = piece.length if packed is None else len(packed)
             with self._changed:
@@ -287,6 +307,17 @@ class MemorySender:
             with self._changed:
                 self._outbox.give_back(piece.buffer)
                 self._changed.notify_all()
+        self._speaker.end()
+        with self._changed:
+            self._end_said = True
+            self._changed.notify_all()
+
+    def _may_send(self) -> bool:
+        if self._ended:
+            return True
+        if self._outbox.has_piece:
+            return self._complete or self._pace.may_send
+        return self._all_read
 
     # What is sent.
 

@@ -81,8 +81,7 @@ def _summary(document: Mapping[str, Any]) -> str:
     return (
         f"{document['result']}{cause} in mode {document['mode']}: "
         f"{size(document['bytes_sent'])} sent in {duration(document['seconds'])} "
-        f"by {document['data'] or 'no connection'}; "
-        f"migration {document['id']}"
+        f"by {document['data'] or 'no connection'}; migration {document['id']}"
     )
 
 

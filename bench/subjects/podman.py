@@ -131,10 +131,13 @@ class Podman:
         for host in self._hosts:
             fresh(host, self._archive.parent)
         self._export()
-        self._cable.plug(self._target, self._source)
+        if not self._tcp:  # a segment that finds no socket yet is answered by a reset
+            self._cable.plug(self._target, self._source)
         to = f"{self._target.ssh_destination}:{self._archive}"
         self._source.run(["scp", "-q", str(self._archive), to])
         self._import(self._target)
+        if self._tcp:
+            self._cable.plug(self._target, self._source)
 
     def close(self) -> None:
         """Remove the cgroups."""

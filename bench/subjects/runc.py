@@ -35,7 +35,10 @@ class Runc:
     moving = "dump, rsync, restore"
     address = "10.88.0.12"
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, image: str | Path = IMAGE, *, tcp: bool = False) -> None:
+        """Take the hosts, the directory that is the root, and whether it has connections."""
+        self._image = image
+        self._tcp = ("--tcp-established",) if tcp else ()
         self._hosts = [lab["alpha"], lab["beta"]]
         self._source, self._target = self._hosts
         self._cable = Cable("runc", self.address)
@@ -66,7 +69,7 @@ class Runc:
         config = host.outside(bundle) / "config.json"
         spec = json.loads(config.read_text())
         spec["process"] |= {"args": list(argv), "terminal": False}
-        spec["root"] = {"path": IMAGE, "readonly": False}
+        spec["root"] = {"path": str(self._image), "readonly": False}
         spec["linux"]["cgroupsPath"] = f"{cgroups.PARENT}/{name}"
         if network:
             for namespace in spec["linux"]["namespaces"]:
@@ -105,11 +108,12 @@ runc --root {STATE} --log {LOG} {verb} --detach --bundle {STORE / NAME} {options
     def _checkpoint(self, *options: str) -> None:
         work = self._images.parent / "work"
         where = ("--image-path", self._images, "--work-path", work)
-        self._runc(self._source, "checkpoint", *options, *where, NAME)
+        self._runc(self._source, "checkpoint", *self._tcp, *options, *where, NAME)
 
     def _restore(self, host: Host) -> None:
         work = self._images.parent / "work"
-        self._detached(host, "restore", f"--image-path {self._images} --work-path {work}")
+        options = " ".join((*self._tcp, f"--image-path {self._images} --work-path {work}"))
+        self._detached(host, "restore", options)
 
     def checkpoint(self, form: str) -> int:  # noqa: ARG002  # there is only one
         """Checkpoint to a directory."""
@@ -132,10 +136,13 @@ runc --root {STATE} --log {LOG} {verb} --detach --bundle {STORE / NAME} {options
         for host in self._hosts:
             fresh(host, self._images)
         self._checkpoint()
-        self._cable.plug(self._target, self._source)
+        if not self._tcp:  # a segment that finds no socket yet is answered by a reset
+            self._cable.plug(self._target, self._source)
         to = f"{self._target.ssh_destination}:{self._images}/"
         self._source.run(["rsync", "--archive", f"{self._images}/", to])
         self._restore(self._target)
+        if self._tcp:
+            self._cable.plug(self._target, self._source)
 
     def close(self) -> None:
         """Remove the cgroups."""

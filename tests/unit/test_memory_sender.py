@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ import pytest
 
 from pymigrate.migrate.memory_sender import MemorySender, pack
 from pymigrate.runtime.errors import Unreachable
-from pymigrate.runtime.memory import Memories
+from pymigrate.runtime.memory import Memories, inner_pid
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import Speaker
@@ -21,6 +22,7 @@ from pymigrate.transport.frames import Buffer
 from pymigrate.transport.pages import Batch, News, Stage
 
 MIB = 16
+ABSENT = 0x10000  # below what a program has
 
 
 class Target(Speaker):
@@ -162,6 +164,39 @@ def test_pages_that_are_kept_move_to_the_front(count: int) -> None:
 
         expected = b"".join(bytes([at + 1]) * 4096 for at in range(count) if kept[at])
         assert (int(kept.sum()), expected) == (left, bytes(content[: len(expected)]))
+
+
+def test_the_end_is_not_said_amid_a_page_that_is_wanted(pid: int) -> None:
+    """Its numbers would be those before the page: the target takes that for damage."""
+    with talking() as (sender, target, _):
+        sender.freeze([pid])
+        inner = inner_pid(pid)
+        speaking, ended = threading.Event(), threading.Event()
+        overlaps = []
+        say, end = target.say, target.end
+
+        def slowly(piece: Buffer, packed: bytes | None = None) -> int:
+            speaking.set()
+            early = ended.wait(0.2)  # time for an end that does not wait
+            length = 0 if early else say(piece, packed)
+            speaking.clear()
+            return length
+
+        def note() -> None:
+            overlaps.append(speaking.is_set())
+            ended.set()
+            end()
+
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.begin()
+        sender.await_attached()
+        sender.await_pager()  # after this there is no other work
+        target.say, target.end = slowly, note  # type: ignore[method-assign]
+        target.news.put(pages.news(News.WANTED, inner=inner, value=ABSENT))
+        assert speaking.wait(10)
+        sender.wait()
+
+    assert [False] == overlaps
 
 
 def addresses(batch: Batch) -> list[int]:

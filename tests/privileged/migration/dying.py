@@ -1,5 +1,7 @@
 """A migration that is killed at a chosen moment: `dying.py NAME DEST PHASE began|reached [MODE]`.
 
+`dying.py --wait NAME …` waits there instead, until a line comes on its standard input.
+
 NAME may be several, NAME,NAME: the first of them to get there is struck, and all with it. Or when
 it has said a WORD: `dying.py NAME DEST WORD said MODE ON_NO_CONVERGE MAX_DOWNTIME`.
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,13 +23,26 @@ from pymigrate.migrate.budget import Budget, NoConverge
 from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan
 from pymigrate.migrate.report import Report
+from pymigrate.runtime.errors import PymigrateError
 from pymigrate.runtime.host import Host
 
 
+def die() -> None:
+    """Kill our own process, as a crash does: nothing is cleaned up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait() -> None:
+    """Say that the moment has come, and go on when told to."""
+    print("now", flush=True)
+    sys.stdin.readline()
+
+
 class Dying(Report):
-    """Kills its own process, as a crash does: nothing is cleaned up."""
+    """Strikes once, when the moment comes."""
 
     moment: tuple[str, str] = ("", "")
+    strike: Callable[[], None] = staticmethod(die)
 
     def began(self, phase: Phase) -> None:
         super().began(phase)
@@ -45,11 +61,13 @@ class Dying(Report):
             self._strike_now()
 
     def _strike_now(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        self.moment = ("", "")
+        self.strike()
 
 
 def main() -> None:
-    name, destination, phase, event, *rest = sys.argv[1:]
+    waits = sys.argv[1] == "--wait"
+    name, destination, phase, event, *rest = sys.argv[2 if waits else 1 :]
     mode = rest[0] if rest else "auto"
     budget = Budget()
     if len(rest) > 1:
@@ -67,6 +85,8 @@ def main() -> None:
             assert isinstance(planned, Plan), planned
             report = Dying(attempt.migration_id, each, "alpha", planned.target, "stop")
             report.moment = (phase, event)
+            if waits:
+                report.strike = wait
             if event == "said":
                 report.announce = report.said
             prepared.append(outgoing.Prepared(attempt, planned, peer, container, report))
@@ -77,4 +97,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PymigrateError as error:
+        print(f"{error}\nhint: {error.hint}", *getattr(error, "__notes__", ()), file=sys.stderr)
+        sys.exit(error.exit_code)

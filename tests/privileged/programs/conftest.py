@@ -13,6 +13,26 @@ PACKAGES = ("nginx-light", "postgresql", "python3", "redis-server")
 Relocate = Callable[[str], Host]
 
 
+MODES = ("stop", "pre", "post", "hybrid")
+
+
+def by_mode(*quick: str) -> pytest.MarkDecorator:
+    """Run a test in every mode; all but the quick ones only in the long run."""
+    return pytest.mark.parametrize(
+        "mode",
+        [pytest.param(mode, marks=() if mode in quick else pytest.mark.long) for mode in MODES],
+    )
+
+
+def move_and_back(lab: Lab, name: str, mode: str, used: Callable[[], object]) -> None:
+    """Move a container from alpha to beta and back, each time in this mode, and use it there."""
+    alpha, beta = lab["alpha"], lab["beta"]
+    for source, target in ((alpha, beta), (beta, alpha)):
+        report = source.pymigrate_json("migrate", name, target.ssh_destination, "--mode", mode)
+        assert ("moved", mode) == (report["result"], report["mode"])
+        used()
+
+
 @pytest.fixture(scope="session")
 def programs() -> CachedImage:
     """Make a Debian image with the programs."""
