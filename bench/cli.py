@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import machine
 from bench.first import Scene
 from bench.harness import FAILURES, interleave
+from bench.plane import CONTENTS, LINKS, WAYS, Plane
 from bench.restores import Restores
 from bench.results import Column, Measure, Outcome, show
 from bench.snapshots import Scene as SnapshotScene
@@ -71,6 +72,21 @@ RESTORES = (
             Column("all_seconds", "until all is there", compared=False),
             Column("stall_seconds", "worst stall between", compared=False),
             Column("command_seconds", "until the command ends", compared=False),
+        ),
+    ),
+)
+
+
+PLANE = (
+    Measure(
+        "plane",
+        "All memory of a process to another host",
+        (
+            Column("seconds", "until all is there"),
+            Column("pause_seconds", "blackout", compared=False),
+            Column("cpu_seconds", "CPU per GB", compared=False),
+            Column("source_bytes", "memory here", compared=False),
+            Column("target_bytes", "memory there", compared=False),
         ),
     ),
 )
@@ -205,6 +221,38 @@ def restores(arguments: argparse.Namespace, console: Console) -> Outcome:
     )
 
 
+def plane(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Run the fourth benchmark."""
+    began, busy = datetime.now(UTC), machine.busy()
+    ways = [each for each in WAYS if not arguments.ways or "-".join(each) in arguments.ways]
+    with ExitStack() as stack:
+        scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), arguments.size)
+        scene.prepare(stack)
+        wanted = (tuple(arguments.links), tuple(arguments.contents), tuple(ways))
+        episodes = [
+            each
+            for each in Plane(scene, arguments.size, *wanted).episodes()
+            if each.subject in arguments.only
+        ]
+        rows = interleave(
+            episodes,
+            arguments.runs,
+            warm_up=arguments.warm_up,
+            tell=lambda text: console.print(Text(text, style="dim"), soft_wrap=True),
+        )
+    return Outcome(
+        bench="plane",
+        when=began,
+        machine=machine.Machine.here(),
+        commit=machine.commit(),
+        versions=scene.versions,
+        settings={"runs": arguments.runs, "memory_mib": arguments.size},
+        busy_before=busy,
+        rows=rows,
+        unavailable=scene.unavailable,
+    )
+
+
 def measured(outcome: Outcome) -> set[str]:
     """Return the names of what was measured."""
     return {row.measure for row in outcome.rows}
@@ -213,6 +261,26 @@ def measured(outcome: Outcome) -> set[str]:
 def stop(number: int, _: FrameType | None) -> NoReturn:
     """End like Ctrl-C does, so that the lab is taken down."""
     raise SystemExit(128 + number)
+
+
+def _add_plane(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = benches.add_parser("plane", help="memory to another host; scp, rsync, CRIU's own")
+    bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
+    bench.add_argument(
+        "--size", type=mebibytes, default=1144, help="of the workload's memory (default: 1.2 GB)"
+    )
+    bench.add_argument("--links", nargs="+", choices=[*LINKS], default=["unlimited"])
+    bench.add_argument("--contents", nargs="+", choices=CONTENTS, default=["mix"])
+    bench.add_argument(
+        "--ways", nargs="+", choices=["-".join(way) for way in WAYS], help="of ours (default: all)"
+    )
+    names = ["pymigrate", "scp", "rsync", "criu"]
+    bench.add_argument("--only", nargs="+", choices=names, default=names)
+    bench.add_argument(
+        "--no-warm-up", dest="warm_up", action="store_false", help="count the first round too"
+    )
+    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    bench.set_defaults(act=plane, measures=PLANE)
 
 
 def main() -> int:
@@ -262,6 +330,7 @@ def main() -> int:
     )
     bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     bench.set_defaults(act=restores, measures=RESTORES)
+    _add_plane(benches)
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: this needs root\nhint: sudo ./bench/run", file=sys.stderr)
