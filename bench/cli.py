@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import machine
 from bench.first import Scene
 from bench.harness import FAILURES, interleave
-from bench.live import GIGABIT, LINKS, UNLIMITED, Live, measure
+from bench.live import GIGABIT, UNLIMITED, Live, measure
+from bench.live import LINKS as LIVE_LINKS
 from bench.native import WORKS, Native
+from bench.plane import CONTENTS, LINKS, WAYS, Plane
 from bench.restores import Restores
 from bench.results import Column, Measure, Outcome, show
 from bench.snapshots import Scene as SnapshotScene
@@ -105,6 +107,20 @@ NATIVE = (
             Column("start_seconds", "start all", compared=False),
             Column("list_seconds", "list all", compared=False),
             Column("remove_seconds", "remove all", compared=False),
+        ),
+    ),
+)
+
+PLANE = (
+    Measure(
+        "plane",
+        "All memory of a process to another host",
+        (
+            Column("seconds", "until all is there"),
+            Column("pause_seconds", "blackout", compared=False),
+            Column("cpu_seconds", "CPU per GB", compared=False),
+            Column("source_bytes", "memory here", compared=False),
+            Column("target_bytes", "memory there", compared=False),
         ),
     ),
 )
@@ -283,7 +299,7 @@ def native(arguments: argparse.Namespace, console: Console) -> Outcome:
 def live(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Run the fifth benchmark; the others take one turn, since theirs is a matter of seconds."""
     began, busy = datetime.now(UTC), machine.busy()
-    links = [LINKS[name] for name in arguments.links]
+    links = [LIVE_LINKS[name] for name in arguments.links]
 
     def tell(text: str) -> None:
         console.print(Text(text, style="dim"), soft_wrap=True)
@@ -308,6 +324,38 @@ def live(arguments: argparse.Namespace, console: Console) -> Outcome:
     )
 
 
+def plane(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Run the sixth benchmark."""
+    began, busy = datetime.now(UTC), machine.busy()
+    ways = [each for each in WAYS if not arguments.ways or "-".join(each) in arguments.ways]
+    with ExitStack() as stack:
+        scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), arguments.size)
+        scene.prepare(stack)
+        wanted = (tuple(arguments.links), tuple(arguments.contents), tuple(ways))
+        episodes = [
+            each
+            for each in Plane(scene, arguments.size, *wanted).episodes()
+            if each.subject in arguments.only
+        ]
+        rows = interleave(
+            episodes,
+            arguments.runs,
+            warm_up=arguments.warm_up,
+            tell=lambda text: console.print(Text(text, style="dim"), soft_wrap=True),
+        )
+    return Outcome(
+        bench="plane",
+        when=began,
+        machine=machine.Machine.here(),
+        commit=machine.commit(),
+        versions=scene.versions,
+        settings={"runs": arguments.runs, "memory_mib": arguments.size},
+        busy_before=busy,
+        rows=rows,
+        unavailable=scene.unavailable,
+    )
+
+
 def measured(outcome: Outcome) -> set[str]:
     """Return the names of what was measured."""
     return {row.measure for row in outcome.rows}
@@ -316,6 +364,26 @@ def measured(outcome: Outcome) -> set[str]:
 def stop(number: int, _: FrameType | None) -> NoReturn:
     """End like Ctrl-C does, so that the lab is taken down."""
     raise SystemExit(128 + number)
+
+
+def _add_plane(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = benches.add_parser("plane", help="memory to another host; scp, rsync, CRIU's own")
+    bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
+    bench.add_argument(
+        "--size", type=mebibytes, default=1144, help="of the workload's memory (default: 1.2 GB)"
+    )
+    bench.add_argument("--links", nargs="+", choices=[*LINKS], default=["unlimited"])
+    bench.add_argument("--contents", nargs="+", choices=CONTENTS, default=["mix"])
+    bench.add_argument(
+        "--ways", nargs="+", choices=["-".join(way) for way in WAYS], help="of ours (default: all)"
+    )
+    names = ["pymigrate", "scp", "rsync", "criu"]
+    bench.add_argument("--only", nargs="+", choices=names, default=names)
+    bench.add_argument(
+        "--no-warm-up", dest="warm_up", action="store_false", help="count the first round too"
+    )
+    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    bench.set_defaults(act=plane, measures=PLANE)
 
 
 def main() -> int:
@@ -384,12 +452,13 @@ def main() -> int:
     bench.add_argument(
         "--links",
         nargs="+",
-        choices=LINKS,
+        choices=LIVE_LINKS,
         default=[UNLIMITED.name, GIGABIT.name],
         help="between the hosts (default: unlimited 1gbit; a delay needs a kernel with netem)",
     )
     bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     bench.set_defaults(act=live, measures=())
+    _add_plane(benches)
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: this needs root\nhint: sudo ./bench/run", file=sys.stderr)

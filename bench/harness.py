@@ -125,8 +125,9 @@ def ratio(row: Row, rows: Sequence[Row], name: str, baseline: str = "pymigrate")
     """Return how many times the baseline's median this row's is; None where there is none.
 
     The baseline's row has the same measure and, where there is a choice, the variant that does
-    the same work: a directory is compared with an archive that is not compressed, and a move with
-    one in mode hybrid, which is the default.
+    the same work: a directory is compared with an archive that is not compressed, a move with one
+    in mode hybrid, which is the default, and what has several ways of the baseline beside it with
+    the first of them.
     """
     candidates = {
         other.variant: other
@@ -135,6 +136,9 @@ def ratio(row: Row, rows: Sequence[Row], name: str, baseline: str = "pymigrate")
     }
     same_work = "none" if row.variant == "directory" else row.variant
     other = candidates.get(same_work) or candidates.get("hybrid")
+    if other is None:
+        ways = [each for name, each in candidates.items() if name.startswith(f"{same_work} ")]
+        other = ways[0] if ways else None
     if other is None and len(candidates) == 1:
         (other,) = candidates.values()
     mine, its = row.spread(name), other.spread(name) if other else None

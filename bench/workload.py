@@ -25,11 +25,12 @@ class Workload:
 
     mib: int
     port: int = 7007
+    content: str = "mix"  # or "random"
 
     @property
     def argv(self) -> list[str]:
         """The command, in an image made by `build_image`."""
-        return ["/memory", str(self.port), str(self.mib)]
+        return ["/memory", str(self.port), str(self.mib), self.content]
 
 
 def build(name: str, into: Path) -> None:

@@ -64,6 +64,22 @@ class KnownPages:
                 result[which] = (known[slots] == hashes[which]).all(axis=1)
         return result
 
+    def processes(self) -> list[int]:
+        """List the processes of which anything was known."""
+        return sorted({inner for inner, _ in self._blocks})
+
+    def forget(self, inner: int, addresses: Addresses) -> None:
+        """Take back what was learned of pages: they may not have arrived."""
+        for block, _, slots in _split(addresses):
+            known = self._blocks.get((inner, block))
+            if known is not None:
+                known[slots] = 0
+
+    def forget_process(self, inner: int) -> None:
+        """Take back all that was learned of a process."""
+        for key in [key for key in self._blocks if key[0] == inner]:
+            del self._blocks[key]
+
     def learn(self, inner: int, addresses: Addresses, hashes: Hashes) -> None:
         """Remember what was sent."""
         for block, which, slots in _split(addresses):

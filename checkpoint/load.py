@@ -115,7 +115,7 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
     begun = time.monotonic()
     phases: dict[str, float] = {}
     with staging(host) as stage, ThreadPoolExecutor(1) as pool, ExitStack() as held:
-        # Asking the network costs a third of a second, which unpacking takes as well.
+        # Asking the network costs a third of a second, as much as all until it is restored.
         asked = pool.submit(network.address_in_use, record.network)
         skeleton = None
         if not wishes.eager and lazily.is_possible(opened.manifest, opened.memory):
@@ -123,11 +123,6 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
         if skeleton is not None:
             held.callback(skeleton.close)
         sums = opened.extract(stage) if skeleton is None else skeleton.sums
-        if asked.result():
-            raise AlreadyExists(
-                f"the address {record.network.address} is in use on this network; {_NOTHING}",
-                hint="give another one with --ip; established connections are closed then",
-            )
         phases["unpack"] = time.monotonic() - begun
         with _container(host, opened.manifest, record, replaced) as container, ExitStack() as undo:
             loaded = Loaded(container, tcp=tcp, phases=phases)
@@ -142,6 +137,12 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
                     loaded.pid = _hold_lazily(container, stage / archive.IMAGES, options, skeleton)
                     loaded.lazy = True
             phases["restore"] = time.monotonic() - begun - sum(phases.values())
+            # It is held, and its cable is out: nobody has seen it yet.
+            if asked.result():
+                raise AlreadyExists(
+                    f"the address {record.network.address} is in use on this network; {_NOTHING}",
+                    hint="give another one with --ip; established connections are closed then",
+                )
             undo.pop_all()
         _let_run(container)
         phases["resume"] = time.monotonic() - begun - sum(phases.values())

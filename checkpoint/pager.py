@@ -4,7 +4,7 @@ CRIU gives us a userfaultfd for each process, by a socket in its work directory;
 complete, and its processes may run, while their memory is still on its way. The pager hears which
 pages they wait for and tells whoever has them (`wanted`); what arrives is put in place by `fill`,
 `zero` and `same`. Pages that arrived before there were processes lie aside (`put_aside`) until it
-is said that they still hold (`same`).
+is said that they still hold (`same`); also if the line is cut, and another pager goes on.
 
 Memory that nobody fills would read as zeros as soon as the last userfaultfd is closed. So each is
 also given to a keeper (the container's supervisor): if we are killed, the processes wait, and the
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -35,11 +36,14 @@ from pymigrate.runtime import syscalls, userfault
 from pymigrate.runtime.errors import NoSpace, ProtocolError, RestoreFailed
 from pymigrate.runtime.userfault import Changing, Event, Gone
 
+Buffer = bytes | memoryview
 PAGE = 4096
 SOCKET = "lazy-pages.socket"
 _PID = struct.Struct("=i")
 _FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
 _PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
+_STEP = 1 << 20  # bytes that are copied at once
+_ASIDE = "aside-"  # and a PID: what the keeper calls the files of what came early
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
 
 
@@ -127,6 +131,7 @@ class Pager:
         self._failed = failed
         self._room = room
         self._aside: dict[int, int] = {}
+        self._socket = 0  # its inode
         self._spaces: list[Space] = []
         self._changing = threading.Lock()
         self._failure: BaseException | None = None
@@ -143,6 +148,8 @@ class Pager:
     def _resume_or_listen(self) -> None:
         """Take up what a pager before us has left with the keeper; else wait for CRIU."""
         kept = dict(self._keeper.kept())
+        for name in [name for name in kept if name.startswith(_ASIDE)]:
+            self._take_over_aside(int(name.removeprefix(_ASIDE)), kept.pop(name))
         if kept:
             document = json.loads((self._directory / "pager.json").read_text(encoding="ascii"))
             for name, fd in kept.items():
@@ -154,12 +161,48 @@ class Pager:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            (self._directory / SOCKET).unlink(missing_ok=True)  # of a pager that was killed
             # A path through /proc: those of sockets may only have 107 bytes (unix(7)).
             listener.bind(f"/proc/self/fd/{directory}/{SOCKET}")
             listener.listen(1)
+            self._socket = (self._directory / SOCKET).stat().st_ino
         finally:
             os.close(directory)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
+
+    def _take_over_aside(self, inner: int, old: int) -> None:
+        """Go on with a copy: a pager that does not know yet that it was cut off may still write."""
+        fd = self._make_aside(inner)
+        try:
+            at, end = 0, os.fstat(old).st_size
+            while at < end:
+                try:
+                    begin = os.lseek(old, at, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno == errno.ENXIO:  # a hole up to the end
+                        break
+                    raise
+                at = min(os.lseek(old, begin, os.SEEK_HOLE), begin + _STEP)
+                self._set_aside(fd, begin, os.pread(old, at - begin, begin))
+                syscalls.fallocate(old, _PUNCH, begin, at - begin)
+        finally:
+            os.close(old)
+
+    def _make_aside(self, inner: int) -> int:
+        """Make the file of one process, as large as its addresses, which the keeper holds too."""
+        fd = self._aside[inner] = os.memfd_create(f"pymigrate-{inner}", os.MFD_CLOEXEC)
+        self._keeper.keep(f"{_ASIDE}{inner}", fd)
+        return fd
+
+    def _set_aside(self, fd: int, address: int, content: Buffer) -> None:
+        self._room -= len(content)
+        if self._room < 0:
+            raise NoSpace("more memory arrives than was announced")
+        os.pwrite(fd, content, address)
+
+    def holds(self, inner: int) -> bool:
+        """Say whether anything of a process lies aside."""
+        return inner in self._aside
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -259,13 +302,8 @@ class Pager:
 
     def put_aside(self, inner: int, address: int, content: memoryview) -> None:
         """Keep pages that may still change where they come from. Raises NoSpace over the bound."""
-        if inner not in self._aside:
-            self._aside[inner] = os.memfd_create(f"pymigrate-{inner}", os.MFD_CLOEXEC)
-        # The file is as large as the address space, and has only what was written.
-        self._room -= len(content)
-        if self._room < 0:
-            raise NoSpace("more memory arrives than was announced")
-        os.pwrite(self._aside[inner], content, address)
+        fd = self._aside[inner] if inner in self._aside else self._make_aside(inner)
+        self._set_aside(fd, address, content)
 
     def fill(self, inner: int, address: int, content: memoryview) -> None:
         """Put pages in place, wherever they belong by now."""
@@ -286,9 +324,8 @@ class Pager:
 
     def same(self, inner: int, address: int, length: int) -> None:
         """Put pages in place that lie aside. Raises ProtocolError if they do not."""
-        step = 1 << 20
-        for at in range(address, address + length, step):
-            size = min(step, address + length - at)
+        for at in range(address, address + length, _STEP):
+            size = min(_STEP, address + length - at)
             content = os.pread(self._aside[inner], size, at) if inner in self._aside else b""
             if len(content) != size:
                 raise ProtocolError(f"pages at {at:#x} were never sent")
@@ -363,7 +400,10 @@ class Pager:
             os.close(fd)
         self._aside.clear()
         self._spaces.clear()
-        (self._directory / SOCKET).unlink(missing_ok=True)
+        path = self._directory / SOCKET
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == self._socket:  # not that of a pager after us
+                path.unlink()
 
 
 def _receive_descriptor(connection: socket.socket) -> int:

@@ -32,7 +32,10 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
         try:
             taken = 0
             while (piece := listener.hear()) is not None:
-                _take(pager, pages.decode(piece))
+                batch = pages.decode(piece)
+                _take(pager, batch)
+                if _asks(batch) and pager.holds(batch.inner):
+                    listener.tell(pages.news(News.HELD, inner=batch.inner))
                 pager.check()
                 taken += len(piece)
                 listener.tell(pages.news(News.TAKEN, value=taken))
@@ -41,6 +44,10 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
             pager.close()
     listener.tell(pages.news(News.COMPLETE))
     return m.PagesTaken(pages=pager.filled, early=pager.held, wanted=pager.faults)
+
+
+def _asks(batch: Batch) -> bool:
+    return batch.stage is Stage.EARLY and any(run.kind is Kind.SAME for run in batch.runs)
 
 
 def _take(pager: Pager, batch: Batch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,11 +13,13 @@ from pymigrate.migrate.budget import Action, Budget, Decision, Round
 from pymigrate.migrate.modes import Mode
 from pymigrate.runtime.cgroups import CpuQuota
 from pymigrate.runtime.container import Container
-from pymigrate.runtime.errors import MigrationError, MissingFeature
+from pymigrate.runtime.errors import MigrationError, MissingFeature, Unreachable
 
 if TYPE_CHECKING:
     from pymigrate.migrate.memory_sender import MemorySender
 
+MOST_CUTS = 3  # of the line, in all rounds together
+BREATH = 0.5  # seconds before it is tried again, more each time
 LEAST_QUOTA_US = 1000  # the kernel takes no less
 
 
@@ -82,18 +85,34 @@ class MemoryRounds:
     throttle: Throttle
     rounds: list[Round] = field(default_factory=list)
     decision: Decision | None = None
+    cuts: int = 0  # of the line, after which it went on
+    pause: Callable[[float], None] = time.sleep
 
     def send(
-        self, container: Container, sender: MemorySender, files: float, announce: Announce
+        self,
+        container: Container,
+        speak: Callable[[], MemorySender],
+        files: float,
+        announce: Announce,
     ) -> Mode:
         """Send rounds until it is time to freeze; return the mode in which to go on.
 
-        ``files`` is the seconds that the files will take. Raises MigrationError to give up.
+        ``speak`` gives a conversation that can be used; ``files`` is the seconds that the files
+        will take. Raises MigrationError to give up, Unreachable if the line was cut too often.
         """
         percent, used = 0, 0.0
         while True:
             cpu, started = _cpu_seconds(container), time.monotonic()
-            self.rounds.append(_round(container, sender, percent))
+            try:
+                self.rounds.append(_round(container, speak(), percent))
+            except Unreachable as cut:
+                # Nobody waits yet, and what has arrived is still there: only the rest goes again.
+                self.cuts += 1
+                if self.cuts > MOST_CUTS:
+                    raise
+                announce(f"{container.name}: {cut.message}; going on where it was cut")
+                self.pause(self.cuts * BREATH)
+                continue
             if not percent:
                 used = _cpus(cpu, _cpu_seconds(container), time.monotonic() - started)
             decided = budget.decide(

@@ -78,17 +78,22 @@ class MemorySender:
         failed: Callable[[BaseException], None] = lambda _: None,
         *,
         limit: float | None = None,
+        after: MemorySender | None = None,
     ) -> None:
         """Take over a conversation that has just begun; ``conclude`` waits for its reply.
 
-        ``failed`` is told, in a thread of ours, what ended the conversation. ``limit`` is the bytes
-        a second that the conversation may send.
+        ``failed`` is told, in a thread of ours, what ended the conversation once it is frozen.
+        ``limit`` is the bytes a second that it may send. ``after`` is one that was cut, and closed:
+        what its target has taken does not go again if it is still there.
         """
-        self.sent = Sent()
+        self.sent: Sent = Sent() if after is None else after.sent
         self._speaker = speaker
         self._conclude = conclude
         self._tell_failed = failed
-        self._known = KnownPages()
+        self._known = KnownPages() if after is None else after._confirmed()
+        self._held: set[int] = set()
+        self._total = 0  # bytes of all batches that were put into the outbox
+        self._unconfirmed: deque[tuple[int, int, Addresses]] = deque()  # sent with this total
         self._hot: list[tuple[int, Addresses]] = []  # what the last round found changed
         self._gone = PageSet()  # FINAL pages that were sent
         self._memories = Memories()
@@ -102,6 +107,7 @@ class MemorySender:
         self._ends = False  # all was begun, and the target is to be told when it has gone
         self._all_read = False
         self._end_said = False
+        self._frozen = False
         self._ended = False
         self._attached = False
         self._complete = False
@@ -122,14 +128,26 @@ class MemorySender:
     def await_pager(self) -> None:
         """Wait until the target is there to take memory: a restore must find it listening.
 
-        It says so by taking a batch, of nothing.
+        It says so by taking a batch, of nothing; or of what it is asked to hold from before.
         """
-        self._begin(self._nothing())
+        processes = self._known.processes()
+        self._begin(self._ask(processes))
         self._await(lambda: (self._has_gone and self._pace.all_taken) or self._complete)
+        for inner in set(processes) - self._held:
+            self._known.forget_process(inner)
 
-    def _nothing(self) -> Iterator[None]:
+    def _ask(self, processes: Sequence[int]) -> Iterator[None]:
         self._say(self._take_buffer(), 0, Stage.EARLY, 0, [])
         yield
+        for inner in processes:
+            self._say(self._take_buffer(), 0, Stage.EARLY, inner, [Run(0, 1, Kind.SAME)])
+            yield
+
+    def _confirmed(self) -> KnownPages:
+        """Give what is known but for what the target has not said that it took."""
+        for _, inner, addresses in self._unconfirmed:
+            self._known.forget(inner, addresses)
+        return self._known
 
     def round(self, pids: Sequence[int]) -> int:
         """Send what has changed since the last round; the processes run. Return pages sent.
@@ -147,8 +165,13 @@ class MemorySender:
         return self.sent.early - before
 
     def freeze(self, pids: Sequence[int]) -> None:
-        """From now on what is wanted is sent: the processes are frozen."""
+        """From now on what is wanted is sent: the processes are frozen.
+
+        Raises what ended the conversation, if it has ended.
+        """
         with self._changed:
+            self._frozen = True
+            self._check()
             self._memories.close()
             self._memories = Memories.of(pids)
             self._changed.notify_all()
@@ -231,7 +254,7 @@ class MemorySender:
                 self._failure = self._failure or error
                 self._ended = True
                 self._changed.notify_all()
-            if first:
+            if first and self._frozen:
                 self._tell_failed(error)
 
     def _hear(self) -> None:
@@ -245,6 +268,10 @@ class MemorySender:
                         self._wanted.append((inner, value))
                     elif kind is News.TAKEN:
                         self._pace.taken(value, time.monotonic())
+                        while self._unconfirmed and self._unconfirmed[0][0] <= value:
+                            self._unconfirmed.popleft()
+                    elif kind is News.HELD:
+                        self._held.add(inner)
                     elif kind is News.ATTACHED:
                         self._attached = True
                     else:
@@ -446,8 +473,17 @@ class MemorySender:
             packing = self._pool.submit(compression.compress, piece.plain, level=level)
             piece = Piece(buffer, length, packing)
         with self._changed:
+            self._total += length
+            if stage is Stage.EARLY:
+                self._unconfirmed.append((self._total, inner, addresses_in(said)))
             self._outbox.put(piece, urgent=urgent)
             self._changed.notify_all()
+
+
+def addresses_in(said: Sequence[Run]) -> Addresses:
+    """Return the address of each page of runs."""
+    ranges = [Range(run.address, run.address + run.pages * PAGE) for run in said]
+    return addresses_of(ranges) if ranges else np.zeros(0, np.uint64)
 
 
 def pack(view: memoryview, kept: Flags) -> int:

@@ -128,6 +128,7 @@ class Report:
             "memory_rounds": [
                 asdict(each) for each in (self.memory_rounds.rounds if self.memory_rounds else ())
             ],
+            "memory_cuts": self.memory_rounds.cuts if self.memory_rounds else 0,
             "file_rounds": [asdict(each) for each in self.file_rounds],
             "phases": [{"name": phase.label, "seconds": seconds} for phase, seconds in self.phases],
         }

@@ -106,7 +106,8 @@ class Move:
     def open_memory(self) -> MemorySender:
         """Begin to speak about the memory, by the way that other data goes too."""
         if self.memory_sender is None or self.memory_sender.has_failed:
-            self.memory_sender = self.peer.open_memory(tls=self.data == "tls")
+            cut = self.memory_sender
+            self.memory_sender = self.peer.open_memory(tls=self.data == "tls", after=cut)
             self.memory_sender.await_pager()
         return self.memory_sender
 
@@ -245,9 +246,9 @@ class Precopy(_Step):
         move.prepared = dump.prepare(move.source)
         rounds: list[Round] = []
         if move.lazy:
-            sender = move.open_memory()
+            move.open_memory()
             if move.mode.has_rounds:
-                rounds = self._send_rounds(sender)
+                rounds = self._send_rounds()
                 move.files_sent.send_another()  # they changed while the memory went
         return {
             "data": move.data,
@@ -256,7 +257,7 @@ class Precopy(_Step):
             "rounds": [asdict(each) for each in rounds],
         }
 
-    def _send_rounds(self, sender: MemorySender) -> list[Round]:
+    def _send_rounds(self) -> list[Round]:
         """Send memory while it changes, for as long as the budget wants."""
         move = self.move
         rounds = move.memory_rounds = MemoryRounds(
@@ -266,7 +267,7 @@ class Precopy(_Step):
         if move.files_sent is not None and move.files_sent.rounds:
             newest = move.files_sent.rounds[-1]
             files = newest.seconds if newest.bytes > SMALL else 0.0
-        move.mode = rounds.send(move.source, sender, files, move.announce)
+        move.mode = rounds.send(move.source, move.open_memory, files, move.announce)
         return rounds.rounds
 
     def _choose_data(self) -> str:

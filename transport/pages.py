@@ -9,7 +9,9 @@ place that is sent; a table of runs and an end of fixed size say what it is::
     +-----------------+----------------------------------+-----------------------------+
 
 All numbers are big-endian. Runs are in the order of their addresses and do not overlap; the content
-is that of the runs of kind CONTENT, in their order. News go the other way, each of sixteen bytes.
+is that of the runs of kind CONTENT, in their order. An EARLY run of kind SAME asks whether the
+target still holds what it was sent for that process before a cut: see HELD. News go the other way,
+each of sixteen bytes.
 
 What comes from the other side is hostile: `decode` and `parse_news` refuse what is not of this
 form, and never set memory aside by a number that was sent.
@@ -80,6 +82,7 @@ class News(enum.IntEnum):
     TAKEN = 2  # so many bytes of batches are dealt with
     ATTACHED = 3  # so many processes are there, and their memory can be filled
     COMPLETE = 4  # nothing is missing; what is sent all the same is not looked at
+    HELD = 5  # asked: pages of a process that came before are still there
 
 
 def seal(buffer: bytearray, pages: int, stage: Stage, inner: int, runs: Sequence[Run]) -> int:

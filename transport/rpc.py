@@ -36,6 +36,7 @@ from pymigrate.runtime.errors import (
 )
 from pymigrate.transport import messages as m
 from pymigrate.transport.channel import Channel, Ended, Timeout
+from pymigrate.transport.choice import Choice
 from pymigrate.transport.compression import LEVEL
 from pymigrate.transport.conversation import Listener, Speaker
 from pymigrate.transport.frames import Flag, Frame, Kind
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from pymigrate.transport.direct import Door
 
 OPENING = 5.0  # seconds for a target to say where it listens
+WORTHWHILE = 100e6  # bytes a second; under such a limit zstd always pays
 PROBE = 1.0  # seconds in which that port must answer, or streams go where the requests go
 Handler = Callable[[Any, Any], m.Message]
 """Takes a request and the Reader of its stream, or, for one of CONVERSED, a Listener."""
@@ -85,7 +87,7 @@ class Client:
         address: str | None = None,
         limit: RateLimit | None = None,
     ) -> None:
-        """Watch the channel; ``level`` is zstd's for streams, None sends them as they are.
+        """Watch the channel; ``level`` is zstd's for streams, where that pays; None for never.
 
         ``address`` is the other host's, for ``open_data``; ``limit`` is for all that is sent.
         """
@@ -95,7 +97,7 @@ class Client:
         self._data: Link | None = None
         self._watching = (interval, silence)
         self._address = address
-        self._level = level
+        self._choice = Choice(level, fixed=limit is not None and limit.rate < WORTHWHILE)
         self._turn = threading.Lock()
         self._identity = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -236,7 +238,7 @@ class Client:
         if self._pool is None:
             workers = max(2, min(4, os.cpu_count() or 1))
             self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compress")
-        writer = Writer(link, self._pool, level=self._level, refused=self._refused)
+        writer = Writer(link, self._pool, choice=self._choice, refused=self._refused)
         with writer:
             stream(writer)
 

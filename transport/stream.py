@@ -1,8 +1,9 @@
 """Bulk data behind a request, as file-like objects: a Writer at one host, its Reader at the other.
 
-A stream is cut into pieces of CHUNK_SIZE. Pieces are compressed by a pool of threads while the
-caller produces the next ones and a thread of the writer sends the finished ones, in order. A fixed
-set of buffers goes round, so memory is bounded and a slow link slows the producer down.
+A stream is cut into pieces of CHUNK_SIZE. Pieces are compressed, where that pays (choice.py), by a
+pool of threads while the caller produces the next ones and a thread of the writer sends the
+finished ones, in order. A fixed set of buffers goes round, so memory is bounded and a slow link
+slows the producer down.
 
 END says how many bytes and pieces there were: a stream never ends by silence or by a closed line.
 """
@@ -13,13 +14,15 @@ import io
 import queue
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pymigrate.runtime.errors import Corrupted, ProtocolError, TransportError
 from pymigrate.transport import compression
-from pymigrate.transport.frames import CHUNK_SIZE, MAX_PAYLOAD, Buffer, Flag, Frame, Kind
+from pymigrate.transport.choice import Choice
+from pymigrate.transport.frames import CHUNK_SIZE, MAX_PAYLOAD, Flag, Frame, Kind
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -28,6 +31,15 @@ if TYPE_CHECKING:
 
 BUFFERS = 8  # pieces in flight: being filled, compressed or sent
 _END = struct.Struct(">QI")  # bytes of the stream, number of DATA frames
+
+
+class _Filled(NamedTuple):
+    """So many bytes in a buffer, asked for with a level; ``packing`` gives them compressed."""
+
+    buffer: bytearray
+    size: int
+    level: int | None
+    packing: Future[bytes | None] | None
 
 
 class Aborted(TransportError):
@@ -45,23 +57,22 @@ class Writer(io.BufferedIOBase, BinaryIO):
         link: Link,
         pool: Executor,
         *,
-        level: int | None = compression.LEVEL,
+        choice: Choice | None = None,
         refused: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin a stream. ``level`` None sends everything as it is."""
+        """Begin a stream; ``choice`` says whether it is compressed, by default always."""
         self.bytes_written = 0
         self._link = link
         self._pool = pool
-        self._level = level
+        self._choice = choice or Choice(compression.LEVEL, fixed=True)
+        self._choice.begins()
         self._refused = refused
         self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         for _ in range(BUFFERS):
             self._free.put(bytearray())
         self._buffer: bytearray | None = None
         self._have = 0
-        self._full: queue.SimpleQueue[tuple[bytearray, int, Future[bytes | None]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._full: queue.SimpleQueue[_Filled | None] = queue.SimpleQueue()
         self._frames = 0
         self._failure: BaseException | None = None
         self._ended = False
@@ -108,28 +119,28 @@ class Writer(io.BufferedIOBase, BinaryIO):
         if self._buffer is None:
             return
         piece = memoryview(self._buffer)[: self._have]
-        self._full.put((self._buffer, self._have, self._pool.submit(self._compress, piece)))
+        level, packing = self._choice.level, None
+        if level is not None:
+            packing = self._pool.submit(compression.compress, piece, level=level)
+        self._full.put(_Filled(self._buffer, self._have, level, packing))
         self._buffer = None
-
-    def _compress(self, piece: Buffer) -> bytes | None:
-        return None if self._level is None else compression.compress(piece, level=self._level)
 
     def _send_all(self) -> None:
         while (item := self._full.get()) is not None:
-            buffer, size, packing = item
             if self._failure is None:
                 try:
-                    packed = packing.result()
+                    packed = None if item.packing is None else item.packing.result()
                     if packed is None:
-                        piece = memoryview(buffer)[:size]
+                        piece = memoryview(item.buffer)[: item.size]
                         self._link.send(Frame(Kind.DATA, piece, number=self._frames))
                     else:
                         self._link.send(Frame(Kind.DATA, packed, Flag.ZSTD, self._frames))
                     self._frames += 1
+                    self._choice.sent(item.size, time.monotonic(), level=item.level)
                 except BaseException as error:
                     # Raised in the caller's thread, by _check.
                     self._failure = error
-            self._free.put(buffer)
+            self._free.put(item.buffer)
 
     def flush(self) -> None:
         """Do nothing: pieces go when they are full, or at the end."""

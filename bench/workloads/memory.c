@@ -1,9 +1,9 @@
 /*
  * Hold MIB of memory in a realistic mix and answer datagrams on a UDP port.
  *
- *   memory PORT MIB
+ *   memory PORT MIB [mix|random [FILE]]
  *
- * The mix, in runs of 16 pages: 15 % zero pages (touched, so they are there), 20 % random,
+ * With a FILE, write that memory there instead, and end. The mix, in runs of 16 pages: 15 % zero pages (touched, so they are there), 20 % random,
  * 25 % like text, 40 % like a heap of small objects. Its content depends on the page's number
  * only, so it can be verified after a restore, and is the same in every run and for every peer.
  *
@@ -89,12 +89,16 @@ static void make_heap(uint64_t *page, uint64_t *state)
 	}
 }
 
+static int all_random;
+
 static void make_page(void *page, uint64_t number)
 {
 	uint64_t state = (number + 1) * 0x9E3779B97F4A7C15ULL;
 	unsigned kind = number / RUN % 20;
 
-	if (kind < 3)
+	if (all_random)
+		make_random(page, &state);
+	else if (kind < 3)
 		memset(page, 0, PAGE);
 	else if (kind < 7)
 		make_random(page, &state);
@@ -130,6 +134,15 @@ static int fail(const char *what)
 	return 1;
 }
 
+static int write_file(const char *path, const char *memory, uint64_t size)
+{
+	FILE *file = fopen(path, "w");
+
+	if (!file || fwrite(memory, 1, size, file) != size || fclose(file))
+		return fail(path);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_in any = { .sin_family = AF_INET };
@@ -138,8 +151,9 @@ int main(int argc, char **argv)
 	struct pollfd ready = { .events = POLLIN };
 	char *memory;
 
-	if (argc != 3)
-		return fprintf(stderr, "usage: memory PORT MIB\n"), 2;
+	if (argc < 3 || argc > 5)
+		return fprintf(stderr, "usage: memory PORT MIB [mix|random [FILE]]\n"), 2;
+	all_random = argc > 3 && strcmp(argv[3], "random") == 0;
 	pages = strtoull(argv[2], NULL, 10) * 256;
 	memory = mmap(NULL, (pages + 1) * PAGE, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -147,6 +161,8 @@ int main(int argc, char **argv)
 		return fail("mmap");
 	for (uint64_t i = 0; i < pages; i++)
 		make_page(memory + i * PAGE, i);
+	if (argc == 5)
+		return write_file(argv[4], memory, pages * PAGE);
 	any.sin_port = htons(atoi(argv[1]));
 	ready.fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (ready.fd < 0 || bind(ready.fd, (struct sockaddr *)&any, sizeof(any)) < 0)

@@ -86,6 +86,13 @@ def test_where_there_is_one_way_of_pymigrate_all_are_compared_with_it() -> None:
     assert ratio(rows[1], rows, "seconds") == 3.0
 
 
+def test_where_it_has_several_ways_of_the_same_work_the_first_is_compared() -> None:
+    rows = [row("pymigrate", "1gbit mix pre", 2.0), row("pymigrate", "1gbit mix ssh", 8.0)]
+    rows += [row("scp", "1gbit mix", 6.0), row("scp", "1gbit mixed", 6.0)]
+
+    assert [1.0, 1.0, 3.0, None] == [ratio(each, rows, "seconds") for each in rows]
+
+
 def test_there_is_no_ratio_to_what_could_not_run() -> None:
     rows = [Row("checkpoint", "pymigrate", "zstd"), row("podman", "zstd", 3.0)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,25 +11,32 @@ import pytest
 
 from pymigrate.checkpoint import filling, lazily
 from pymigrate.checkpoint.memory_map import BLOCK, PAGE, Extent, PageFile, clipped
-from pymigrate.checkpoint.pager import Pager, Space
+from pymigrate.checkpoint.pager import SOCKET, Pager, Space
 from pymigrate.runtime import userfault
-from pymigrate.runtime.errors import RestoreFailed
+from pymigrate.runtime.errors import NoSpace, RestoreFailed
 from pymigrate.runtime.userfault import Changing, Gone
 
 INNER = 7
 
 
 class Keeper:
-    """Keeps nothing."""
+    """Keeps duplicates, as the supervisor does."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
 
     def keep(self, name: str, fd: int) -> None:
-        pass
+        old, self._held[name] = self._held.get(name), os.dup(fd)
+        if old is not None:
+            os.close(old)
 
     def kept(self) -> Mapping[str, int]:
-        return {}
+        return {name: os.dup(fd) for name, fd in self._held.items()}
 
     def drop_kept(self) -> None:
-        pass
+        for fd in self._held.values():
+            os.close(fd)
+        self._held.clear()
 
 
 @pytest.fixture
@@ -37,6 +45,64 @@ def filler(tmp_path: Path) -> Iterator[Pager]:
     yield made
     made._spaces.clear()  # their descriptors are none
     made.close()
+
+
+def pager(directory: Path, keeper: Keeper, room: int = 1 << 20) -> Pager:
+    return Pager(directory, keeper, lambda *_: None, lambda _: None, room=room)
+
+
+def test_what_lies_aside_outlives_a_pager_that_may_still_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper()
+    cut = pager(tmp_path, keeper)
+    for address, letter in ((0x7000, b"a"), (1 << 40, b"b")):
+        cut.put_aside(INNER, address, memoryview(letter * PAGE))
+
+    after = pager(tmp_path, keeper)
+    cut.put_aside(INNER, 0x7000, memoryview(b"late" * (PAGE // 4)))
+    cut.close()
+
+    monkeypatch.setattr(userfault, "copy", lambda *_: None)
+    assert (True, False) == (after.holds(INNER), after.holds(INNER + 1))
+    assert [b"a" * PAGE, b"b" * PAGE] == [
+        os.pread(after._aside[INNER], PAGE, at) for at in (0x7000, 1 << 40)
+    ]
+    assert (tmp_path / SOCKET).exists()  # that CRIU finds the one that is there
+    after.close()
+    keeper.drop_kept()
+
+
+def test_what_lies_aside_counts_for_the_next_pager_too(tmp_path: Path) -> None:
+    keeper = Keeper()
+    cut = pager(tmp_path, keeper, 3 * PAGE)
+    cut.put_aside(INNER, 0x7000, memoryview(bytes(2 * PAGE)))
+    cut.close()
+
+    after = pager(tmp_path, keeper, 3 * PAGE)
+
+    after.put_aside(INNER, 0x1000, memoryview(bytes(PAGE)))
+    with pytest.raises(NoSpace):
+        after.put_aside(INNER, 0x2000, memoryview(bytes(PAGE)))
+    after.close()
+    keeper.drop_kept()
+
+
+def test_what_was_put_in_place_does_not_lie_aside_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper()
+    filler = pager(tmp_path, keeper)
+    filler.put_aside(INNER, 0x7000, memoryview(b"a" * 2 * PAGE))
+    placed: list[bytes] = []
+    monkeypatch.setattr(filler, "fill", lambda _i, _at, content: placed.append(bytes(content)))
+
+    filler.same(INNER, 0x7000, PAGE)
+
+    assert [b"a" * PAGE] == placed
+    assert PAGE == os.fstat(filler._aside[INNER]).st_blocks * 512
+    filler.close()
+    keeper.drop_kept()
 
 
 def played(

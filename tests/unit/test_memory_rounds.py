@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 
 from pymigrate.migrate.budget import Budget, NoConverge
-from pymigrate.migrate.memory_rounds import MemoryRounds, Throttle
+from pymigrate.migrate.memory_rounds import BREATH, MOST_CUTS, MemoryRounds, Throttle
 from pymigrate.migrate.memory_sender import MemorySender, Sent
 from pymigrate.migrate.modes import Mode
 from pymigrate.runtime.cgroups import Cgroup, CpuQuota
 from pymigrate.runtime.container import Container
-from pymigrate.runtime.errors import HostError, MigrationError, MissingFeature
+from pymigrate.runtime.errors import HostError, MigrationError, MissingFeature, Unreachable
 from tests.fakes.cgroupfs import Cgroupfs
 
 PERIOD = 100_000
@@ -62,7 +62,7 @@ def rounds(remedy: NoConverge | None, mode: Mode, throttle: Throttle) -> MemoryR
 def send(these: MemoryRounds, container: Container, *pages: int) -> tuple[Mode, list[str]]:
     told: list[str] = []
     sender = cast("MemorySender", Sender(iter(pages)))
-    return these.send(container, sender, 0.0, told.append), told
+    return these.send(container, lambda: sender, 0.0, told.append), told
 
 
 def test_they_end_when_the_rest_is_small(container: Container) -> None:
@@ -160,3 +160,36 @@ def test_another_mode_is_told(container: Container) -> None:
 
     assert Mode.HYBRID is mode
     assert "web: goes on in mode hybrid" == told[-1]
+
+
+class Cut(Sender):
+    """Sends, but for the times that its line is cut."""
+
+    def __init__(self, pages: Iterator[int], cuts: int) -> None:
+        super().__init__(pages)
+        self.cuts = cuts
+
+    def round(self, container: object) -> int:
+        if self.cuts:
+            self.cuts -= 1
+            raise Unreachable("beta: connection lost")
+        return super().round(container)
+
+
+@pytest.mark.parametrize("cuts", range(MOST_CUTS + 2))
+def test_a_line_that_is_cut_is_tried_again_and_not_for_ever(
+    container: Container, cuts: int
+) -> None:
+    these = rounds(None, Mode.PRE, Throttle())
+    waited: list[float] = []
+    these.pause = waited.append
+    sender = cast("MemorySender", Cut(iter([1000, 50]), cuts))
+
+    if cuts > MOST_CUTS:
+        with pytest.raises(Unreachable):
+            these.send(container, lambda: sender, 0.0, lambda _: None)
+    else:
+        assert Mode.PRE is these.send(container, lambda: sender, 0.0, lambda _: None)
+
+    assert [BREATH * (at + 1) for at in range(min(cuts, MOST_CUTS))] == waited
+    assert (0 if cuts > MOST_CUTS else 2) == len(these.rounds)

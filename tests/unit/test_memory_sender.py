@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import Speaker
 from pymigrate.transport.frames import Buffer
-from pymigrate.transport.pages import Batch, News, Stage
+from pymigrate.transport.pages import Batch, Kind, News, Stage
 
 MIB = 16
 ABSENT = 0x10000  # below what a program has
@@ -84,7 +86,10 @@ def pid() -> Iterator[int]:
     ) as process:
         assert process.stdout is not None
         assert b"ready\n" == process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)  # so that it is the same whenever it is looked at
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
         yield process.pid
+        process.send_signal(signal.SIGCONT)
         process.communicate(b"\n")
 
 
@@ -143,15 +148,7 @@ def test_the_target_gets_every_page_as_it_is_compressed_or_not(
         contents = [batch.content[at : at + 4096] for at in range(0, len(batch.content), 4096)]
         seen |= dict(zip(addresses(batch), map(bytes, contents), strict=True))
     assert {limit is not None} == {target.compressed}
-    with Memories.of([pid]) as memories:
-        (memory,) = memories.by_inner.values()
-        for area in memory.areas():
-            for found in memory.pages(area):
-                into = bytearray(found.length)
-                assert found.length == memory.read([found], memoryview(into))
-                for at in range(0, found.length, 4096):
-                    page = bytes(into[at : at + 4096])
-                    assert page == seen.get(found.start + at, bytes(4096))
+    assert memory_of(pid) == seen
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64])
@@ -205,6 +202,7 @@ def addresses(batch: Batch) -> list[int]:
 
 def test_nothing_is_committed_on_a_pager_that_never_answered() -> None:
     with talking() as (sender, target, failures):
+        sender.freeze([])
         target.news.put(Unreachable("beta: no sign of life"))
         with pytest.raises(Unreachable):
             sender.await_attached()
@@ -232,3 +230,92 @@ def test_a_target_that_is_not_there_is_told() -> None:
         target.news.put(Unreachable("beta: no sign of life"))
         with pytest.raises(Unreachable):
             sender.await_pager()
+
+
+class Holding(Target):
+    """Keeps what comes early, and says what it keeps; its line can be cut at any piece."""
+
+    def __init__(self, held: dict[tuple[int, int], bytes], cut: int, *, taken: bool) -> None:
+        super().__init__()
+        self._held = held
+        self._left = cut
+        self._last_arrives = taken
+
+    def say(self, piece: Buffer, packed: bytes | None = None) -> int:
+        self._left -= 1
+        if self._left < 0 and not self._last_arrives:
+            raise Unreachable("cut before it arrived")
+        batch = pages.decode(bytes(piece))
+        self._keep(batch)
+        if self._left < 0:
+            raise Unreachable("cut before anybody heard that it arrived")
+        return super().say(piece, packed)
+
+    def _keep(self, batch: Batch) -> None:
+        if [Kind.SAME] == [run.kind for run in batch.runs]:
+            if any(inner == batch.inner for inner, _ in self._held):
+                self.news.put(pages.news(News.HELD, inner=batch.inner))
+            return
+        for at, address in enumerate(addresses(batch)):
+            content = batch.content[at * pages.PAGE : (at + 1) * pages.PAGE]
+            self._held[batch.inner, address] = bytes(content)
+
+
+def memory_of(pid: int) -> dict[int, bytes]:
+    """Read all that is not zero."""
+    found = {}
+    with Memories.of([pid]) as memories:
+        (memory,) = memories.by_inner.values()
+        for each in (found for area in memory.areas() for found in memory.pages(area)):
+            into = bytearray(each.length)
+            memory.read([each], memoryview(into))
+            for at in range(0, each.length, pages.PAGE):
+                found[each.start + at] = bytes(into[at : at + pages.PAGE])
+    return {address: page for address, page in found.items() if any(page)}
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_cut_at_any_piece_a_round_goes_on_from_what_the_target_holds(pid: int, taken: bool) -> None:
+    expected = memory_of(pid)
+    for cut in (1, 2, 3, 8, MIB - 1):
+        held: dict[tuple[int, int], bytes] = {}
+        first = MemorySender(Holding(held, cut, taken=taken), m.PagesTaken)
+        with pytest.raises(Unreachable):
+            first.round([pid])
+        first.close()
+        arrived = len(held)
+
+        line = Holding(held, 1 << 30, taken=True)
+        second = MemorySender(line, m.PagesTaken, after=first)
+        second.await_pager()
+        again = second.round([pid])
+        second.close()
+
+        assert expected == {address: page for (_, address), page in held.items()}
+        assert len(expected) - arrived <= again <= len(expected) - arrived + 256
+
+
+def test_what_the_target_does_not_hold_any_more_goes_again(pid: int) -> None:
+    first = MemorySender(Holding({}, MIB // 2, taken=True), m.PagesTaken)
+    with pytest.raises(Unreachable):
+        first.round([pid])
+    first.close()
+    held: dict[tuple[int, int], bytes] = {}  # its host was started anew
+
+    second = MemorySender(Holding(held, 1 << 30, taken=True), m.PagesTaken, after=first)
+    second.await_pager()
+    again = second.round([pid])
+    second.close()
+
+    assert again == len(held) == len(memory_of(pid))
+
+
+def test_a_line_that_is_cut_before_the_freeze_concerns_nobody_else() -> None:
+    with talking() as (sender, target, failures):
+        target.news.put(Unreachable("beta: no sign of life"))
+        with pytest.raises(Unreachable):
+            sender.await_attached()
+        with pytest.raises(Unreachable):
+            sender.freeze([])
+
+    assert [] == failures

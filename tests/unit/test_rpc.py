@@ -24,6 +24,7 @@ from pymigrate.runtime.errors import (
 from pymigrate.transport import compression, loopback
 from pymigrate.transport import messages as m
 from pymigrate.transport.channel import StreamChannel, Timeout
+from pymigrate.transport.choice import Choice
 from pymigrate.transport.frames import CHUNK_SIZE, MAX_PAYLOAD, Flag, Frame, Kind, encode
 from pymigrate.transport.link import BEGINNING, Link
 from pymigrate.transport.loopback import LoopbackChannel
@@ -262,7 +263,7 @@ class TestStreams:
                 assert len(part) == writer.write(part)
 
         with conversation({m.PutFiles: put}) as (client, _):
-            client._level = level
+            client._choice = Choice(level)
             reply = client.call(PUT, write_all)
 
         assert bytes(got) == b"".join(writes)
@@ -280,6 +281,7 @@ class TestStreams:
             return m.Received(bytes=len(got))
 
         with conversation({m.PutFiles: put}) as (client, _):
+            client._choice = Choice(1, fixed=True)
             client.call(PUT, lambda w: [w.write(piece) for piece in pieces])
             sent = client.traffic.sent
 

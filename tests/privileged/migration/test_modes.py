@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -38,6 +39,12 @@ REMEMBER = (
     ' ; close("/ask") } }\''
 )
 
+# tail holds 24 MiB that do not compress, until there is no more to come.
+NOISE = (
+    "exec 3>&1; head -c 24m /dev/urandom > /in; sha256sum < /in > /sum; { cat /in; rm /in;"
+    " sh -c 'echo $$ > /pid; echo ready >&3; exec sleep 10000'; } | tail -c 24m | sha256sum > /out"
+)
+
 
 @pytest.fixture
 def memory(lab: Lab, counter: Counter) -> None:
@@ -52,6 +59,33 @@ def intact(host: Host, word: str) -> bool:
     host.pymigrate("exec", "memory", "sh", "-c", f"echo {word} > /ask")
     host.sh(f"until pymigrate logs memory | grep -q {word}; do sleep 0.1; done", timeout=60)
     return f"{word} {CELLS}" in host.pymigrate("logs", "memory").stdout
+
+
+def test_memory_whose_line_is_cut_in_a_round_goes_on_from_what_the_target_holds(
+    lab: Lab, counter: Counter
+) -> None:
+    """24 MiB at 4 MB/s: the round is far from over when the agent that takes it is killed."""
+    alpha, beta = lab["alpha"], lab["beta"]
+    alpha.pymigrate("run", "-d", "--name", "noise", "small", "sh", "-c", NOISE)
+    alpha.sh("until pymigrate logs noise | grep -q ready; do sleep 0.1; done", timeout=60)
+    words = ("--json", "migrate", "noise", "root@beta", "--mode", "hybrid")
+    with alpha.popen(["pymigrate", *words, "--bandwidth", "32mbit"]) as move:
+        assert move.stderr is not None
+        seen = {"pages_sent": 0}
+        while seen.get("pages_sent", 0) < 9 * 256:  # so that some pieces were taken
+            seen = json.loads(move.stderr.readline())
+        beta.run(["pkill", "-KILL", "-n", "-f", "pymigrate.migrate agent"])
+        said, text = move.communicate(timeout=120)
+
+    assert 0 == move.returncode, text
+    report = json.loads(said)
+    assert 1 == report["memory_cuts"]
+    all_of_it = report["bytes"]["memory"] + report["bytes"]["memory unchanged"]
+    assert report["memory_rounds"][0]["pages"] * 4096 <= all_of_it - 256 * 4096
+    beta.pymigrate("exec", "noise", "sh", "-c", "kill $(cat /pid)")
+    beta.pymigrate("wait", "noise")
+    upper = beta.outside("/srv/pymigrate/containers/noise/upper")
+    assert (upper / "sum").read_text() == (upper / "out").read_text()
 
 
 @pytest.mark.parametrize("data", ["tls", "ssh"])

@@ -1,0 +1,160 @@
+"""The fourth benchmark: a process's memory to the other host, beside scp, rsync and CRIU's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from bench.first import SETTLING, TICKER, Scene
+from bench.harness import BenchError, Episode, Sample
+from bench.subjects.criu_lazy import CriuLazy
+from bench.subjects.pymigrate import Pymigrate
+from bench.subjects.subject import NAME, fresh, program
+from bench.usage import Usage
+from bench.workload import Ticker, Workload
+from tests.lab import Host, Lab
+
+HERE, THERE = Path("/srv/bench/memory"), Path("/srv/bench/arrived")
+LINKS = {"unlimited": "", "1gbit": "1gbit", "100mbit": "100mbit"}
+CONTENTS = ("mix", "random")
+WAYS = (("hybrid", "tls"), ("pre", "tls"), ("stop", "tls"), ("hybrid", "ssh"))
+
+
+@dataclass
+class Plane:
+    """One lab, one size; who sends what over which link."""
+
+    scene: Scene
+    mib: int
+    links: tuple[str, ...]
+    contents: tuple[str, ...]
+    ways: tuple[tuple[str, str], ...] = WAYS
+    _dumped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def lab(self) -> Lab:
+        """The hosts."""
+        return self.scene.lab
+
+    def episodes(self) -> Iterator[Episode]:
+        """List who does what, in the order of a round."""
+        for link in self.links:
+            for content in self.contents:
+                workload = Workload(self.mib, content=content)
+                here = f"{link} {content}"
+                for subject in self.scene.subjects:
+                    if isinstance(subject, Pymigrate):
+                        for mode, data in self.ways:
+                            act = partial(self._move, subject, workload, link, mode, data)
+                            yield Episode("pymigrate", f"{here} {mode} {data}", ("plane",), act)
+                for tool in (scp, rsync):
+                    act = partial(self._copy, workload, link, tool)
+                    yield Episode(tool.__name__, here, ("plane",), act)
+                lazy = partial(self._lazy, workload, link)
+                yield Episode("criu", here, ("plane",), lazy)
+
+    @contextmanager
+    def _link(self, link: str) -> Iterator[None]:
+        """Slow the first host's way out down, while the block runs."""
+        rate, alpha = LINKS[link], self.lab["alpha"]
+        if rate:
+            words = f"dev uplink root tbf rate {rate} burst 256kb latency 50ms"
+            alpha.sh(f"tc qdisc replace {words}")
+        try:
+            yield
+        finally:
+            if rate:
+                alpha.sh("tc qdisc delete dev uplink root")
+
+    def _measured(self, link: str, act: Callable[[], object]) -> dict[str, float]:
+        """Do it; return the time and what both sides used."""
+        with self._link(link), used(self.lab["alpha"]) as source, used(self.lab["beta"]) as target:
+            began = time.monotonic()
+            act()
+            seconds = time.monotonic() - began
+        return {
+            "seconds": seconds,
+            "source_bytes": float(source.peak),
+            "target_bytes": float(target.peak),
+            "cpu_seconds": (source.seconds + target.seconds) * 1e9 / (self.mib << 20),
+        }
+
+    def _move(
+        self, subject: Pymigrate, workload: Workload, link: str, mode: str, data: str
+    ) -> Iterator[Sample]:
+        alpha, beta = self.lab["alpha"], self.lab["beta"]
+        with ExitStack() as stack:
+            stack.callback(subject.remove)
+            ticker = stack.enter_context(
+                Ticker(self.lab.client, TICKER, subject.address, workload.port)
+            )
+            subject.launch(workload)
+            ticker.watch()
+            words = ("migrate", NAME, beta.ssh_destination, "--mode", mode, "--data", data)
+            values = self._measured(link, lambda: alpha.pymigrate(*words, timeout=600))
+            ticker.expect_answer()
+            ticker.answered()
+            time.sleep(SETTLING)
+            seen = ticker.report()
+            ticker.verify()
+            yield Sample("plane", {**values, "pause_seconds": seen.longest_gap})
+
+    def _copy(
+        self, workload: Workload, link: str, tool: Callable[[Host, Host], object]
+    ) -> Iterator[Sample]:
+        """Copy a file with the same bytes, from tmpfs to tmpfs: nothing is dumped or restored."""
+        alpha, beta = self.lab["alpha"], self.lab["beta"]
+        fresh(alpha, HERE)
+        fresh(beta, THERE)
+        try:
+            what = [*workload.argv, str(HERE / "pages")]
+            alpha.run([f"/srv/bench/image{what[0]}", *what[1:]])
+            yield Sample("plane", self._measured(link, lambda: tool(alpha, beta)))
+            arrived = (beta.outside(THERE) / "pages").stat().st_size
+            if arrived != workload.mib << 20:
+                raise BenchError(f"{arrived} bytes arrived")
+        finally:
+            fresh(alpha, HERE)
+            fresh(beta, THERE)
+
+    def _lazy(self, workload: Workload, link: str) -> Iterator[Sample]:
+        with ExitStack() as stack:
+            subject = CriuLazy(self.lab["alpha"], self.lab["beta"])
+            stack.callback(subject.remove)
+            subject.launch(workload)
+            beta = str(self.lab["beta"].address)
+            ticker = stack.enter_context(Ticker(self.lab.client, TICKER, beta, workload.port))
+            values = self._measured(link, subject.move)
+            ticker.expect_answer()
+            ticker.answered()
+            seen = ticker.report()
+            ticker.verify()
+            yield Sample("plane", {**values, "pause_seconds": seen.own_gap})
+
+
+@contextmanager
+def used(host: Host) -> Iterator[Usage]:
+    """Watch what the tools on a host use."""
+    processes = host.system[0] / "cgroup.procs"
+
+    def members() -> list[int]:
+        return [int(pid) for pid in processes.read_text().split()]
+
+    with Usage(members, but=frozenset(("memory",))) as usage:
+        yield usage
+
+
+def scp(source: Host, target: Host) -> None:
+    """Copy by scp, as it comes."""
+    to = f"{target.ssh_destination}:{THERE}/"
+    source.run([program("scp"), "-q", str(HERE / "pages"), to], timeout=600)
+
+
+def rsync(source: Host, target: Host) -> None:
+    """Copy by rsync over ssh, whole files, not compressed: what is fastest for it here."""
+    to = f"{target.ssh_destination}:{THERE}/"
+    source.run([program("rsync"), "-W", "--inplace", str(HERE / "pages"), to], timeout=600)

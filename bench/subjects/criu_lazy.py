@@ -1,0 +1,119 @@
+"""A bare process moved by CRIU's own page server and lazy-pages daemon, as its manual says.
+
+It shares the hosts' namespaces, and its address is the host's, so it is not found by its clients
+afterwards: what is measured is the memory's way.
+"""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import time
+from pathlib import Path
+
+from bench.harness import BenchError
+from bench.subjects.subject import IMAGE, criu_program, fresh
+from bench.workload import Workload
+from tests.lab import Host, Process
+
+IMAGES = Path("/srv/bench/lazy")
+PORT = 7100
+PATIENCE = 120.0  # seconds for each step
+PIPE = 4 << 20  # bytes: what fs.pipe-max-size must be for `criu dump --lazy-pages`
+
+
+class CriuLazy:
+    """A process on the first host, then on the second."""
+
+    def __init__(self, source: Host, target: Host) -> None:
+        self._source = source
+        self._target = target
+        self._pid: int | None = None
+        self._running: list[Process] = []
+
+    def launch(self, workload: Workload) -> None:
+        """Start it in a session of its own.
+
+        Raises:
+            BenchError: CRIU cannot do this with the kernel's limits.
+
+        """
+        most = int(Path("/proc/sys/fs/pipe-max-size").read_text())
+        if most < PIPE:
+            raise BenchError(f"criu's lazy pages need sysctl fs.pipe-max-size={PIPE}")
+        words = " ".join(workload.argv)
+        # A PID that is free on the second host too, where few processes run.
+        said = self._source.sh(
+            "echo 30000 > /proc/sys/kernel/ns_last_pid\n"
+            f"setsid {IMAGE}{words} < /dev/null > /dev/null 2>&1 &\necho $!",
+            directory=IMAGE,
+        )
+        self._pid = int(said)
+
+    def _start(self, host: Host, verb: str, *argv: str) -> Process:
+        options = ("--images-dir", str(IMAGES), "--log-file", f"{verb}.log", "-v1")
+        process = host.popen([criu_program(), verb, *options, *argv], directory=IMAGES)
+        self._running.append(process)
+        return process
+
+    def move(self) -> None:
+        """Dump without the pages, copy the rest, restore, and wait for the last page."""
+        source, target = self._source, self._target
+        for host in (source, target):
+            fresh(host, IMAGES)
+        dump = self._start(
+            source,
+            *("dump", "--lazy-pages", "--address", str(source.address), "--port", str(PORT)),
+            *("--tree", str(self._pid), "--manage-cgroups=ignore"),
+            *("--status-fd", "1"),
+        )
+        assert dump.stdout is not None
+        readable, _, _ = select.select([dump.stdout], [], [], PATIENCE)
+        if not readable or dump.stdout.read(1) != "\0":
+            raise BenchError(f"criu dump: {self._log(source, 'dump')}")
+        source.sh(f"scp -q {IMAGES}/*.img {target.ssh_destination}:{IMAGES}/")
+        pages = self._start(
+            target,
+            *("lazy-pages", "--page-server", "--address", str(source.address)),
+            *("--port", str(PORT)),
+        )
+        socket = target.outside(IMAGES) / "lazy-pages.socket"
+        deadline = time.monotonic() + PATIENCE
+        while not socket.exists():
+            if pages.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"criu lazy-pages: {self._log(target, 'lazy-pages')}")
+            time.sleep(0.002)
+        restore = self._start(
+            target, "restore", "--lazy-pages", "--restore-detached", "--manage-cgroups=ignore"
+        )
+        for name, process, host in (
+            ("restore", restore, target),
+            ("lazy-pages", pages, target),
+            ("dump", dump, source),
+        ):
+            try:
+                code = process.wait(PATIENCE)
+            except subprocess.TimeoutExpired as error:
+                raise BenchError(f"criu {name} did not end") from error
+            if code:
+                raise BenchError(f"criu {name}: {self._log(host, name)}")
+
+    def _log(self, host: Host, verb: str) -> str:
+        path = host.outside(IMAGES) / f"{verb}.log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return " / ".join([line for line in lines if "Error" in line][:3]) or "no reason given"
+
+    def remove(self) -> None:
+        """Kill it wherever it is. May be repeated."""
+        for process in self._running:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        self._running.clear()
+        if self._pid is not None:
+            self._source.sh(f"kill -KILL {self._pid} || true")
+            # It has its number there too, if it was restored; nothing else comes near it.
+            self._target.sh(f"kill -KILL {self._pid} || true")
+            self._pid = None
+        for host in (self._source, self._target):
+            fresh(host, IMAGES)
