@@ -153,8 +153,10 @@ class Incoming:
         history = self.journal.history
         if history.begun >= Phase.HANDED_OVER:
             return
-        if history.reached >= Phase.RESTORED and self.container().state().status.is_alive:
-            return
+        if history.reached >= Phase.RESTORED:
+            if self._is_held(self.container()):
+                return
+            self.journal.note(memory_complete=False)  # it went with the processes
         image = self.directory / "image.json"
         if image.exists():
             self.store.adopt(parse_json(image.read_bytes(), "image"))
@@ -167,6 +169,17 @@ class Incoming:
                     keeper, restore.prepare(container)
                 )
                 undo.pop_all()
+
+    def _is_held(self, container: Container) -> bool:
+        """Return whether the restored processes, which have not run, are there to be let run.
+
+        Without their supervisor they cannot be, and are ended: they can be restored once more.
+        """
+        now = container.state()
+        if now.status.is_alive and now.supervisor is None:
+            container.end_unsupervised()
+            return False
+        return now.status.is_alive
 
     def put_images(self, manifest: bytes, stream: tree.Readable) -> None:
         """Take CRIU's images; a second time replaces the first."""
@@ -247,12 +260,13 @@ class Incoming:
         if history.rolled_back or history.reached < Phase.RESTORED:
             raise WrongState(f"{self.name} was not restored here, so it cannot be resumed")
         container = self.container()
-        if not container.state().status.is_alive:
-            if history.begun >= Phase.HANDED_OVER:
-                self._ended_unseen(container)
-                return True
-            # It died without having run, as when this host lost its power; its images are here.
-            self._restore()
+        if history.begun < Phase.HANDED_OVER:
+            if not self._is_held(container):
+                # It died without having run, as when this host lost its power; its images are here.
+                self._restore()
+        elif not container.state().status.is_alive:
+            self._ended_unseen(container)
+            return True
         self.journal.begin(Phase.HANDED_OVER)
         container.plug()
         self._announce(container)

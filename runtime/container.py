@@ -349,6 +349,17 @@ class Container:
         while self._keepers:
             self._keepers.pop().close()
 
+    def end_unsupervised(self) -> None:
+        """Kill what has lost its supervisor, and clean up, so that it can be prepared again.
+
+        Does nothing to a container that has one.
+        """
+        with self.locked():
+            now = self.state()
+            if now.supervisor is None:
+                self._end(now)
+                self._clean()
+
     def _end(self, now: State) -> None:
         """Make sure that neither its processes nor its supervisor are left."""
         if now.status.has_supervisor_only:

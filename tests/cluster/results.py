@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from tests.tables import Cells, Table, line, replaced, today
+
+COMMAND = "sudo ./test --kernels"
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "kernels.md"
 
 
@@ -31,36 +32,26 @@ class Side(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of the page: its name, its head, and how many first columns say what was tried."""
-
-    name: str
-    columns: tuple[str, ...]
-    identity: int
-
-    @property
-    def begin(self) -> str:
-        """The line before it."""
-        return f"<!-- {self.name}: written by the tests, sudo ./test --kernels -->"
-
-    @property
-    def end(self) -> str:
-        """The line behind it."""
-        return f"<!-- end of {self.name} -->"
-
-    @property
-    def head(self) -> str:
-        """Its first two lines."""
-        return f"{line(self.columns)}\n|{'---|' * len(self.columns)}"
+def by_kernel(cells: Cells) -> Cells:
+    """Sort by the numbers of the two kernels; one that got a patch is the same kernel."""
+    numbers = [re.findall(r"\d+", cell)[:2] for cell in cells[:2]]
+    return (*(".".join(f"{int(each):04}" for each in found) for found in numbers), *cells[2:])
 
 
 MOVES = Table(
     "moves",
     ("from", "to", "cgroup", "mode", "program", "CRIU", "result", "blackout", "tried"),
     identity=5,
+    command=COMMAND,
+    order=by_kernel,
 )
-REFUSALS = Table("refusals", ("from", "to", "check", "what is said", "tried"), identity=3)
+REFUSALS = Table(
+    "refusals",
+    ("from", "to", "check", "what is said", "tried"),
+    identity=3,
+    command=COMMAND,
+    order=by_kernel,
+)
 
 
 @dataclass
@@ -124,35 +115,6 @@ class Results:
         PAGE.write_text(page, encoding="utf-8")
 
 
-def replaced(page: str, table: Table, rows: Sequence[str]) -> str:
-    """Return the page with these rows; rows of it that this run has not tried stay."""
-    before, _, rest = page.partition(table.begin)
-    old, _, after = rest.partition(table.end)
-    kept = [row for row in old.splitlines() if row.startswith("| ") and row not in table.head]
-    found = {tried(row, table): row for row in (*kept, *rows)}
-    lines = [found[key] for key in sorted(found)]
-    return before + "\n".join([table.begin, "", table.head, *lines, "", table.end]) + after
-
-
-def tried(row: str, table: Table) -> tuple[str, ...]:
-    """Return what of a row says what was tried, and not how it went; it sorts by kernel."""
-    cells = [cell.strip() for cell in row.strip("|").split(" | ")[: table.identity]]
-    for place in (0, 1):  # a kernel that got a patch is the same kernel
-        numbers = re.findall(r"\d+", cells[place])[:2]
-        cells[place] = ".".join(f"{int(number):04}" for number in numbers)
-    return tuple(cells)
-
-
 def short(release: str) -> str:
     """Return a kernel's release without what says only which Debian package it was."""
     return re.split(r"[+-](?!\d)", release)[0]
-
-
-def line(cells: Sequence[str]) -> str:
-    """Write one row."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def today() -> str:
-    """Return the date, in UTC."""
-    return f"{datetime.now(UTC):%Y-%m-%d}"

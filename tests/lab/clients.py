@@ -336,6 +336,36 @@ def echo(arguments: argparse.Namespace) -> None:
     tell("done", answers=gaps.total, local_port=connection.getsockname()[1])
 
 
+def ledger(arguments: argparse.Namespace) -> None:
+    """Have one number after the other written down; each answer counts what was written so far.
+
+    So a server that forgets a write, or does one twice, is found out by its next answer.
+    """
+    connection = connect(arguments.host, arguments.port)
+    answers = connection.makefile("rb")
+    gaps = Gaps()
+
+    def once() -> None:
+        number = gaps.total + 1
+        connection.sendall(b"%d\n" % number)
+        answer = answers.readline()
+        if answer != b"%d %d\n" % (number, number):
+            raise ServerError(f"wrote {number}, and was answered {answer!r}")
+
+    once()
+    gaps.answered()
+    tell("ready", local_port=connection.getsockname()[1])
+    orders = Orders()
+    pace = Pace(arguments.rate)
+    while not orders.ended:
+        once()
+        gaps.answered()
+        while (name := orders.next()) is not None:
+            tell("window", name=name, acknowledged=gaps.total, **gaps.report())
+        pace.wait()
+    tell("done", acknowledged=gaps.total)
+
+
 def lines(arguments: argparse.Namespace) -> None:
     """Send each line, and give back the line of JSON with which the server answers."""
     connection = connect(arguments.host, arguments.port)
@@ -472,6 +502,7 @@ CLIENTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "redis-change": redis_change,
     "redis-ping": redis_ping,
     "echo": echo,
+    "ledger": ledger,
     "lines": lines,
     "download": download,
     "sql": sql,

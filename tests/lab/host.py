@@ -101,6 +101,11 @@ class Place:
         return self._init
 
     @property
+    def is_on(self) -> bool:
+        """Whether the place has power."""
+        return self._init is not None
+
+    @property
     def environment(self) -> dict[str, str]:
         """The whole environment of the commands in this place."""
         return {

@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster import results
 from tests.cluster.results import MOVES, REFUSALS, Move, Refused
+from tests.tables import replaced
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def test_a_run_replaces_its_rows_and_keeps_the_others() -> None:
     patched = Host("6.1.0-56-cloud-amd64", "3.17.1")
     fresh = Move(patched, NEW, "stop", "Redis", "4.2.1").line()
 
-    page = results.replaced(PAGE, MOVES, [fresh])
+    page = replaced(PAGE, MOVES, [fresh])
 
     assert page == PAGE.replace(ROWS[0], fresh)
     assert "| 6.1.0-56 | 7.3.4 | v2 → v2 | stop | Redis | 3.17.1 → 4.2.1 | **failed** |" in fresh
@@ -39,9 +40,9 @@ def test_a_run_replaces_its_rows_and_keeps_the_others() -> None:
 
 def test_writing_the_same_rows_twice_changes_nothing() -> None:
     row = Move(NEW, OLD, "pre", "Redis", "4.2.1", "ok", 1.25).line()
-    once = results.replaced(PAGE, MOVES, [row])
+    once = replaced(PAGE, MOVES, [row])
 
-    assert once == results.replaced(once, MOVES, [row])
+    assert once == replaced(once, MOVES, [row])
     assert once.index(ROWS[0]) < once.index(ROWS[1]) < once.index(row)
     assert (once[:7], once[-6:]) == ("before\n", "after\n")
 
@@ -53,7 +54,7 @@ def test_page_has_a_place_for_each_table() -> None:
         (MOVES, Move(OLD, NEW, "stop", "x", "4.2.1").line()),
         (REFUSALS, Refused(OLD, NEW, "cpu", "lacks avx").line()),
     ):
-        assert row in results.replaced(page, table, [row])
+        assert row in replaced(page, table, [row])
         assert 1 == page.count(table.begin) == page.count(table.end)
 
 

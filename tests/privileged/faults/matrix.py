@@ -1,0 +1,142 @@
+"""Which fault strikes a move at which point and in which mode: values, nothing is done here.
+
+A step of a move has four points, which the journal's lines divide: before its line ``begin``, with
+that line on the disk and no effect yet, with the effect made and no line ``reach`` yet, and with
+that line on the disk. Each fault has a first and a last point, between which there is something of
+it to strike; it is tried at every one of them, in a mode that changes from point to point.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from pymigrate.migrate.phases import Phase
+
+MODES = ("stop", "pre", "post", "hybrid")
+
+
+class Moment(enum.IntEnum):
+    """Where in a step."""
+
+    BEFORE = 0
+    BEGUN = 1  # the line `begin` is on the disk
+    MADE = 2  # the effect is made
+    REACHED = 3  # the line `reach` is on the disk
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One instant of a move, at which it stands still until the fault is done."""
+
+    phase: Phase
+    moment: Moment
+
+    @property
+    def label(self) -> str:
+        """Its name on a command line."""
+        return f"{self.phase.label}-{self.moment.name.lower()}"
+
+    @classmethod
+    def from_label(cls, label: str) -> Point:
+        """Read a label back."""
+        phase, _, moment = label.rpartition("-")
+        return cls(Phase.from_label(phase), Moment[moment.upper()])
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the commit line is on the disk."""
+        return self >= COMMIT
+
+
+POINTS = [Point(phase, moment) for phase in Phase if phase > Phase.PLANNED for moment in Moment]
+COMMIT = Point(Phase.COMMITTED, Moment.REACHED)
+PREPARED = Point(Phase.PRECOPIED, Moment.MADE)
+HANDED_OVER = Point(Phase.HANDED_OVER, Moment.MADE)
+FILLED = Point(Phase.FILLED, Moment.MADE)
+
+
+LAZY = ("pre", "post", "hybrid")
+COMPLETE = ("stop", "pre")  # all memory is at the target before the commit
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong: its name, between which points there is something to strike, in which modes.
+
+    ``loses`` names the host that is lost by it. Where a run takes long, it strikes only
+    at every ``step``-th point.
+    """
+
+    name: str
+    first: Point = POINTS[0]
+    last: Point = POINTS[-1]
+    modes: tuple[str, ...] = MODES
+    loses: str | None = None
+    step: int = 1
+
+    @property
+    def points(self) -> list[Point]:
+        """The points at which it strikes."""
+        return [point for point in POINTS if self.first <= point <= self.last][:: self.step]
+
+    def mode(self, point: Point) -> str:
+        """Choose the mode for a point: all four meet each step, and each moment in turn."""
+        modes = self.modes
+        if self.loses == "source" and COMMIT <= point < FILLED:
+            modes = COMPLETE  # in the others memory is lost with the source: README.md says so
+        return modes[(FAULTS.index(self) + point.phase + point.moment // self.step) % len(modes)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    fault: Fault
+    point: Point
+    mode: str
+
+    @property
+    def label(self) -> str:
+        """The name of its test."""
+        return f"{self.fault.name.replace(' ', '-')}-{self.point.label}-{self.mode}"
+
+    @property
+    def ends_with_its_host(self) -> bool:
+        """Whether the only copy that ran is on the host that is lost."""
+        if self.fault.loses == "source":
+            return not self.point.is_committed
+        return self.fault.loses == "target" and self.point >= HANDED_OVER
+
+
+FAULTS = (
+    Fault("command of the source killed"),
+    Fault("command of the source interrupted"),
+    Fault("agents of the target killed"),
+    Fault("sshd of the target killed"),
+    Fault("command and agents killed"),
+    Fault("all connections reset"),
+    Fault("link cut until the command ends", step=5),
+    Fault("answers of the target lost until the command ends", step=5),
+    Fault("CRIU of the source killed", PREPARED, Point(Phase.DONE, Moment.BEGUN)),
+    Fault("CRIU of the target killed", PREPARED, Point(Phase.RESTORED, Moment.BEGUN)),
+    Fault("agent of the memory killed", PREPARED, Point(Phase.FILLED, Moment.BEGUN), LAZY),
+    Fault("supervisor at the source killed", last=Point(Phase.DONE, Moment.BEGUN)),
+    Fault("supervisor at the target killed", PREPARED, Point(Phase.HANDED_OVER, Moment.BEGUN)),
+    Fault("power of the target lost", loses="target"),
+    Fault("power of the source lost", loses="source"),
+)
+
+
+def cases() -> list[Case]:
+    """Return all runs."""
+    return [Case(fault, point, fault.mode(point)) for fault in FAULTS for point in fault.points]
+
+
+def sample() -> list[Case]:
+    """Return those that every run of the tests makes, at all kinds of points."""
+    return cases()[::SAMPLE]
+
+
+SAMPLE = 29
+"""Prime to the number of points, so that the sample wanders through them."""
