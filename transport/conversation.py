@@ -31,10 +31,21 @@ PATIENCE = 0.2  # seconds after which the other connection is looked at, where a
 class Speaker:
     """The source's side. One thread may speak while another one hears."""
 
-    def __init__(self, link: Link, refused: Callable[[], None] = lambda: None) -> None:
-        """Speak on ``link``; ``refused`` raises what came by another connection, if anything."""
+    def __init__(
+        self,
+        link: Link,
+        refused: Callable[[], None] = lambda: None,
+        concluded: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Speak on ``link``; ``refused`` raises what came by another connection, if anything.
+
+        So does ``concluded`` after our END, but then a REPLY is no refusal: by its own connection
+        it may overtake the last news.
+        """
         self._link = link
         self._refused = refused
+        self._concluded = concluded
+        self._ended = False
         self._pieces = 0
         self._bytes = 0
 
@@ -54,6 +65,7 @@ class Speaker:
 
     def end(self) -> None:
         """Say that nothing more comes."""
+        self._ended = True
         self._link.send(Frame(Kind.END, _END.pack(self._bytes, self._pieces)))
 
     def hear(self, timeout: float | None = None) -> Buffer | None:
@@ -68,7 +80,7 @@ class Speaker:
                 frame = self._link.receive(timeout=wait)
             except Timeout:
                 waited += wait
-                self._refused()
+                (self._concluded if self._ended else self._refused)()
                 if timeout is not None and waited >= timeout:
                     return None
                 continue

@@ -100,6 +100,7 @@ class Client:
         self._choice = Choice(level, fixed=limit is not None and limit.rate < WORTHWHILE)
         self._turn = threading.Lock()
         self._identity = 0
+        self._kept: m.Message | None = None  # a reply that came before the last news did
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -224,11 +225,12 @@ class Client:
         self._link.send(Frame(Kind.REQUEST, m.pack_request(self._identity, request), flags))
         if self._data is None:
             return Speaker(self._link)
-        return Speaker(self._data, self._refused)
+        return Speaker(self._data, self._refused, self._concluded)
 
     def conclude(self, *, timeout: float | None = None) -> m.PagesTaken:
         """Wait for the reply to a conversation that was ended. Raises what ``call`` raises."""
-        reply = self._answer(timeout)
+        kept, self._kept = self._kept, None
+        reply = kept or self._answer(timeout)
         if not isinstance(reply, m.PagesTaken):
             message = f"{self.peer} answered Pages with {reply.DESCRIPTOR.name}"
             raise ProtocolError(message)
@@ -254,6 +256,13 @@ class Client:
                 return  # that was the late answer to an earlier request
             message = f"{self.peer} sent {reply.DESCRIPTOR.name} before the stream was complete"
             raise ProtocolError(message)
+        self._link.check()
+
+    def _concluded(self) -> None:
+        """Keep the reply to a conversation if it has come already; raise an error as it does."""
+        if self._kept is None and self._link.waiting:
+            with contextlib.suppress(Timeout):  # that was the late answer to an earlier request
+                self._kept = self._answer(0)
         self._link.check()
 
     def _answer(self, timeout: float | None) -> m.Message:

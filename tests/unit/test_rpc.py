@@ -30,6 +30,7 @@ from pymigrate.transport.link import BEGINNING, Link
 from pymigrate.transport.loopback import LoopbackChannel
 from pymigrate.transport.rpc import Client, Handler, Server
 from pymigrate.transport.stream import BUFFERS, Aborted, Reader, Writer
+from tests.lab.registry import wait_for
 
 Handlers = Mapping[type[m.Message], Handler]
 PUT = m.PutFiles(migration_id="a", tree="upper")
@@ -331,6 +332,48 @@ class TestStreams:
 def _expect_assertion(client: Client, source: Callable[[Writer], None]) -> None:
     with pytest.raises(AssertionError, match="held the writer back"):
         client.call(PUT, source)
+
+
+class TestConversationsAside:
+    """A conversation by a connection of its own, whose reply comes by the other one."""
+
+    @pytest.fixture
+    def ends(self) -> Iterator[tuple[Client, Link, Link]]:
+        """Give a client with both connections, and the other ends of them."""
+        (near, far), (data, far_data) = loopback.pair("beta", "alpha"), loopback.pair()
+        with Client(near) as client, Link(far) as peer, Link(far_data) as aside:
+            client._data = Link(data)
+            yield client, peer, aside
+
+    @staticmethod
+    def reply(client: Client, peer: Link, body: m.Message) -> None:
+        """Answer the request, and wait until the answer is there."""
+        identity, _ = m.unpack_request(peer.receive().payload)
+        peer.send(Frame(Kind.REPLY, m.pack_reply(identity, body)))
+        assert wait_for(lambda: client._link.waiting, 30)
+
+    def test_reply_that_overtakes_the_last_news_is_kept(
+        self, ends: tuple[Client, Link, Link]
+    ) -> None:
+        client, peer, aside = ends
+        speaker = client.converse(m.Pages(migration_id="a"))
+        speaker.end()
+        self.reply(client, peer, m.PagesTaken(pages=3))
+
+        heard = speaker.hear(timeout=0.001)
+        aside.send(Frame(Kind.EVENT, b"complete"))
+
+        assert heard is None
+        assert b"complete" == speaker.hear()
+        assert 3 == client.conclude().pages
+
+    def test_reply_before_the_end_is_a_refusal(self, ends: tuple[Client, Link, Link]) -> None:
+        client, peer, _ = ends
+        speaker = client.converse(m.Pages(migration_id="a"))
+        self.reply(client, peer, m.PagesTaken())
+
+        with pytest.raises(ProtocolError, match="before the stream was complete"):
+            speaker.hear(timeout=0.001)
 
 
 class TestHostileStreams:
