@@ -26,6 +26,7 @@ from pymigrate.runtime.errors import PymigrateError
 from pymigrate.runtime.host import Host
 from pymigrate.transport import ssh
 from pymigrate.transport.destination import Destination
+from pymigrate.transport.limit import RateLimit
 from pymigrate.transport.rpc import Client
 from pymigrate.transport.ssh_settings import Timeouts
 from tests.privileged.faults.matrix import POINTS, Moment, Point
@@ -117,12 +118,14 @@ class WatchedAttempt(outgoing.Attempt):
 class Impatient(outgoing.Target):
     """A target that counts as lost sooner."""
 
-    def connect(self, undo: ExitStack) -> Client:
+    def connect(self, undo: ExitStack, limit: RateLimit | None = None) -> Client:
         connection = undo.enter_context(
             ssh.connect(Destination.parse(self.destination), timeouts=Timeouts(connect=SILENCE))
         )
         agent = connection.open_agent(self.command)
-        return undo.enter_context(Client(agent, silence=SILENCE, address=connection.address))
+        return undo.enter_context(
+            Client(agent, silence=SILENCE, address=connection.address, limit=limit)
+        )
 
 
 def main() -> int:
