@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KEEPER_FD = 3
 _LAST_FD = (1 << 32) - 1
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 READY_SECONDS = 60.0
 _ENVIRONMENT = {"PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 LOG_NAME = "supervisor.log"
@@ -141,8 +142,11 @@ def _spawn(directory: Path, keeper: int) -> int | None:
 
 def _fork(directory: Path, keeper: socket.socket) -> int | None:
     """Do as ``_spawn``; nothing of the caller's is left in the child but what it has imported."""
+    # Until it has handlers of its own, no Ctrl-C may run the caller's in it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     pid = os.fork()
     if pid != 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     exit_code = 1
     try:
@@ -156,7 +160,7 @@ def _fork(directory: Path, keeper: socket.socket) -> int | None:
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.close(null)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+        for number in _STOPPING:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # Nobody's variables and passwords shall stay, nor look as if `run` were still at work.
