@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import machine
 from bench.first import Scene
 from bench.harness import FAILURES, interleave
-from bench.live import GIGABIT, UNLIMITED, Live, measure
+from bench.live import GIGABIT, UNLIMITED, WARMING, Live, measure
 from bench.live import LINKS as LIVE_LINKS
 from bench.native import WORKS, Native
 from bench.plane import CONTENTS, LINKS, WAYS, Plane
@@ -307,7 +307,9 @@ def live(arguments: argparse.Namespace, console: Console) -> Outcome:
     with ExitStack() as stack:
         scene = Live(stack.enter_context(Lab(("alpha", "beta"))), arguments.sizes, links)
         scene.prepare(stack)
-        rows = interleave([*scene.ours()], arguments.runs, tell=tell)
+        ours = [*scene.ours()]
+        interleave(ours[:WARMING], 0, tell=tell)
+        rows = interleave(ours, arguments.runs, warm_up=False, tell=tell)
         rows += interleave([*scene.others()], arguments.other_runs, warm_up=False, tell=tell)
     names = [measure(mib, link) for mib in arguments.sizes for link in links]
     arguments.measures = [Measure(name, f"Move of a Redis: {name}", LIVE) for name in names]

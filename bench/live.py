@@ -19,6 +19,7 @@ from bench.workload import Workload
 from bench.writers import Writers
 from tests.lab import Client, Host, Lab, images
 
+WARMING = 4  # of our moves, before what is counted
 MODES = ("stop", "pre", "post", "hybrid")
 BEFORE = 1.0  # seconds of writing before a move, with which its rounds are compared
 AFTER = 0.5  # seconds of writing after it
@@ -110,7 +111,7 @@ class Live:
             self._others.append(other)
 
     def ours(self) -> Iterator[Episode]:
-        """List our moves, in the order of a round."""
+        """List our moves, in the order of a round; the first few warm the machine up."""
         for ours in self._ours:
             for link in self.links:
                 for mode in MODES:
@@ -118,12 +119,12 @@ class Live:
                     yield Episode("pymigrate", mode, (measure(ours.mib, link),), act)
 
     def others(self) -> Iterator[Episode]:
-        """List the moves of the others."""
+        """List the moves of the others, over the first link: a slower one is slower for all."""
+        link = self.links[0]
         for mib in self.sizes:
-            for link in self.links:
-                for other in self._others:
-                    act = partial(self._other_once, mib, link, other)
-                    yield Episode(other.name, other.moving, (measure(mib, link),), act)
+            for other in self._others:
+                act = partial(self._other_once, mib, link, other)
+                yield Episode(other.name, other.moving, (measure(mib, link),), act)
 
     def _other_once(self, mib: int, link: Link, other: Mover) -> Iterator[Sample]:
         with ExitStack() as stack:

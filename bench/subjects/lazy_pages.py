@@ -1,9 +1,9 @@
 """CRIU's own post-copy, by hand: `dump --lazy-pages`, `lazy-pages --page-server`, `restore`.
 
 A bare process in a network namespace of its own, with all other namespaces its host's: there is
-no tool that drives this for containers. CRIU puts all memory into pipes of 1 MiB and more, which
-fails ("splice: Bad file descriptor") where fs.pipe-max-size is below 4 MiB and root may not exceed
-it.
+no tool that drives this for containers. CRIU puts all memory into pipes, two descriptors for each
+MiB, so it gets all that the hard limit allows. Without CAP_SYS_RESOURCE root may also have only so
+many pages in pipes (fs.pipe-user-pages-soft).
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ nsenter --net={self._cable.namespace} setsid {loader} {self._image}/usr/bin/{pro
             self._source,
             "dump",
             f"""\
+ulimit -Sn $(ulimit -Hn)
 setsid {criu % "dump"} -o dump.log {common} nftables --tree {pid} --external 'net[{inode}]:lazy' \\
   --address 0.0.0.0 --port {PORT} --status-fd 9 9> {self._images}/ready \\
   < /dev/null > /dev/null 2>&1 &

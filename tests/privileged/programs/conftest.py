@@ -14,13 +14,15 @@ Relocate = Callable[[str], Host]
 
 
 MODES = ("stop", "pre", "post", "hybrid")
+LONG = (pytest.mark.long, pytest.mark.timeout(900))
+PATIENCE = 300  # seconds for a move, on a machine that has much else to do
 
 
 def by_mode(*quick: str) -> pytest.MarkDecorator:
     """Run a test in every mode; all but the quick ones only in the long run."""
     return pytest.mark.parametrize(
         "mode",
-        [pytest.param(mode, marks=() if mode in quick else pytest.mark.long) for mode in MODES],
+        [pytest.param(mode, marks=() if mode in quick else LONG) for mode in MODES],
     )
 
 
@@ -28,7 +30,8 @@ def move_and_back(lab: Lab, name: str, mode: str, used: Callable[[], object]) ->
     """Move a container from alpha to beta and back, each time in this mode, and use it there."""
     alpha, beta = lab["alpha"], lab["beta"]
     for source, target in ((alpha, beta), (beta, alpha)):
-        report = source.pymigrate_json("migrate", name, target.ssh_destination, "--mode", mode)
+        words = ("migrate", name, target.ssh_destination, "--mode", mode)
+        report = source.pymigrate_json(*words, timeout=PATIENCE)
         assert ("moved", mode) == (report["result"], report["mode"])
         used()
 

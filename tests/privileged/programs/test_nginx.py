@@ -15,6 +15,7 @@ GIB = 1024
 SERVER = """
 set -eu
 dd if=/dev/urandom of=/var/www/html/big bs=1M count=$0 status=none
+echo ready
 echo small > /var/www/html/small
 cat > /tmp/nginx.conf << .
 daemon off;
@@ -59,6 +60,7 @@ def test_nginx_finishes_the_download_that_it_began(lab: Lab, relocate: Relocate)
 def test_a_download_of_a_gibibyte_goes_on_while_nginx_moves_twice(lab: Lab, mode: str) -> None:
     run = ("run", "-d", "--name", "nginx", "--ip", ADDRESS)
     lab["alpha"].pymigrate(*run, "programs", "sh", "-c", SERVER, str(GIB))
+    lab["alpha"].sh("until pymigrate logs nginx | grep -q ready; do sleep 0.1; done", timeout=120)
     options = ("--path", "/big", "--rate", "100")  # 1.6 MiB/s: it lasts longer than both moves
     with Client(lab.client, "download", ADDRESS, 80, *options) as download:
         received = [int(download.ask("begun")["received"])]
