@@ -299,9 +299,7 @@ class MemorySender:
     def _send(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._ended or (self._outbox.has_piece and self._pace.may_send)
-                )
+                self._changed.wait_for(self._may_send)
                 if self._ended:
                     return
                 piece = self._outbox.next()
@@ -314,6 +312,11 @@ class MemorySender:
             with self._changed:
                 self._outbox.give_back(piece.buffer)
                 self._changed.notify_all()
+
+    def _may_send(self) -> bool:
+        # Who has all of it does not say any more what it takes.
+        open_window = self._pace.may_send or self._complete
+        return self._ended or (self._outbox.has_piece and open_window)
 
     # What is sent.
 
