@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from pymigrate.migrate.memory_sender import MemorySender, pack
+from pymigrate.migrate.batching import pack
+from pymigrate.migrate.memory_sender import MemorySender
 from pymigrate.runtime.errors import Unreachable
 from pymigrate.runtime.memory import Memories
 from pymigrate.transport import compression, pages
