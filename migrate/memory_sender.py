@@ -27,18 +27,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymigrate.checkpoint.known_pages import Addresses, Flags, KnownPages, PageSet, zero_pages
+from pymigrate.checkpoint.known_pages import Addresses, KnownPages, PageSet, zero_pages
+from pymigrate.migrate.batching import (
+    Kinds,
+    addresses_in,
+    addresses_of,
+    batches,
+    pack,
+    ranges_of,
+    table,
+)
 from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
 from pymigrate.runtime.errors import MigrationError
-from pymigrate.runtime.memory import Memories, Memory, Range, runs
+from pymigrate.runtime.memory import Memories, Memory
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import PATIENCE, Speaker
 from pymigrate.transport.pages import PAGE, Kind, News, Run, Stage
 
-BATCH = 256  # pages: 1 MiB
-Kinds = np.ndarray[tuple[int], np.dtype[np.uint8]]
 SIZE = pages.MAX_PAGES * PAGE + pages.TRAILER
 WORKERS = 2  # threads that compress
 AROUND = 8  # pages that go with a wanted one
@@ -346,6 +353,11 @@ class MemorySender:
             return self._complete or self._pace.may_send
         return self._all_read
 
+    def _may_send(self) -> bool:
+        # Who has all of it does not say any more what it takes.
+        open_window = self._pace.may_send or self._complete
+        return self._ended or (self._outbox.has_piece and open_window)
+
     # What is sent.
 
     def _walk(self, memories: Memories, stage: Stage) -> Iterator[None]:
@@ -478,69 +490,3 @@ class MemorySender:
                 self._unconfirmed.append((self._total, inner, addresses_in(said)))
             self._outbox.put(piece, urgent=urgent)
             self._changed.notify_all()
-
-
-def addresses_in(said: Sequence[Run]) -> Addresses:
-    """Return the address of each page of runs."""
-    ranges = [Range(run.address, run.address + run.pages * PAGE) for run in said]
-    return addresses_of(ranges) if ranges else np.zeros(0, np.uint64)
-
-
-def pack(view: memoryview, kept: Flags) -> int:
-    """Move the pages that are kept to the front, in their order; return how many they are."""
-    edges = np.flatnonzero(np.diff(kept, prepend=False, append=False)).tolist()
-    to = 0
-    for begin, end in zip(edges[::2], edges[1::2], strict=True):
-        length = (end - begin) * PAGE
-        if to != begin * PAGE:
-            view[to : to + length] = view[begin * PAGE : begin * PAGE + length]
-        to += length
-    return to // PAGE
-
-
-def batches(ranges: Iterator[Range]) -> Iterator[list[Range]]:
-    """Cut and gather ranges into lists of at most BATCH pages."""
-    batch: list[Range] = []
-    room = BATCH
-    for each in ranges:
-        start = each.start
-        while start < each.end:
-            end = min(each.end, start + room * PAGE)
-            batch.append(Range(start, end))
-            room -= (end - start) // PAGE
-            start = end
-            if not room:
-                yield batch
-                batch, room = [], BATCH
-    if batch:
-        yield batch
-
-
-def addresses_of(ranges: Sequence[Range]) -> Addresses:
-    """Return the address of each page."""
-    return np.concatenate(
-        [np.arange(each.start, each.end, PAGE, dtype=np.uint64) for each in ranges]
-    )
-
-
-def ranges_of(addresses: Addresses) -> list[Range]:
-    """Join ascending addresses of pages into ranges."""
-    edges = np.flatnonzero(np.diff(addresses) != PAGE) + 1
-    begins = addresses[[0, *edges]].tolist()
-    ends = addresses[[*(edges - 1), len(addresses) - 1]].tolist()
-    return [Range(begin, end + PAGE) for begin, end in zip(begins, ends, strict=True)]
-
-
-def table(addresses: Addresses, kinds: Kinds) -> list[Run]:
-    """Join pages of one kind that follow one another into runs."""
-    breaks: Flags = (np.diff(addresses) != PAGE) | (np.diff(kinds) != 0)
-    edges = np.flatnonzero(breaks) + 1
-    begins = [0, *edges.tolist()]
-    ends = [*edges.tolist(), len(addresses)]
-    return [
-        Run(int(addresses[begin]), end - begin, Kind(int(kinds[begin])))
-        for begin, end in zip(begins, ends, strict=True)
-    ]
-
-
-__all__ = ["MemorySender", "Sent", "addresses_of", "batches", "ranges_of", "runs", "table"]

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from pymigrate.migrate.memory_sender import MemorySender, pack
+from pymigrate.migrate.batching import pack
+from pymigrate.migrate.memory_sender import MemorySender
 from pymigrate.runtime.errors import Unreachable
 from pymigrate.runtime.memory import Memories, inner_pid
 from pymigrate.transport import compression, pages
@@ -319,3 +320,30 @@ def test_a_line_that_is_cut_before_the_freeze_concerns_nobody_else() -> None:
             sender.freeze([])
 
     assert [] == failures
+
+
+class Satisfied(Target):
+    """Has all memory, which it says after the first piece, and does not say what it takes."""
+
+    def say(self, piece: Buffer, packed: bytes | None = None) -> int:
+        self.batches.append(pages.decode(bytes(piece)))
+        if len(self.batches) == 1:
+            self.news.put(pages.news(News.COMPLETE))
+        return len(piece)
+
+    def end(self) -> None:
+        pass
+
+
+def test_what_is_ready_to_be_sent_does_not_keep_one_who_has_all_of_it_already(pid: int) -> None:
+    target = Satisfied()
+    sender = MemorySender(target, m.PagesTaken)
+    target.news.put(pages.news(News.ATTACHED, value=1))
+    sender.freeze([pid])
+    sender.begin()
+
+    taken = sender.wait()
+    sender.close()
+
+    assert m.PagesTaken() == taken
+    assert len(target.batches) < MIB
