@@ -10,10 +10,12 @@ A tar, compressed by zstd or not, of these members in this order:
 * ``volumes/N.tar``: the Nth volume of the record, if it travels; ``ctr.log``: the output;
 * ``checkpoint/pages-N.img``: the memory, each block of 512 KiB a zstd frame of its own;
 * ``checkpoint/blocks-N.xxh3``: the XXH3 (128 bits, big-endian) of each of these blocks;
-* ``pymigrate.sha256``: the SHA-256 of every member before it, as sha256sum(1) writes them.
+* ``pymigrate.sha256``: the SHA-256 of every member before it, as sha256sum(1) writes them;
+* ``pymigrate.sig``: if it is signed, the signature of the member before it; see signing.py.
 
 A restore may so begin without the memory, and read each page when it is wanted: see `lay_out` and
-seekable.py. Archives of before have neither blocks nor frames, and are read from their beginning.
+seekable.py. Archives of before have neither blocks nor frames, and are read from their beginning;
+so are encrypted ones (protection.py) and signed ones, for XXH3 withstands accidents only.
 
 Reading trusts nothing: only these names, only regular files, only sizes that the manifest has
 announced; and whoever extracts uses nothing before the last member has confirmed the rest.
@@ -22,24 +24,24 @@ announced; and whoever extracts uses nothing before the last member has confirme
 from __future__ import annotations
 
 import calendar
-import errno
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import xxhash
 
-from pymigrate.checkpoint import seekable
+from pymigrate.checkpoint import seekable, signing
 from pymigrate.checkpoint.manifest import MAX_BYTES as MAX_MANIFEST
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, is_page_file
+from pymigrate.checkpoint.new_file import writing
+from pymigrate.checkpoint.protection import NOBODY, Protection, Trust, unsealed
 from pymigrate.runtime import compressed
 from pymigrate.runtime.errors import BadArchive, HostError, NoSpace, NotFound, UsageError
 from pymigrate.runtime.tree_format import END, Kind, Member, encode, padding
@@ -48,6 +50,7 @@ from pymigrate.runtime.tree_source import Source
 IMAGES = "checkpoint"
 MANIFEST = "pymigrate.json"
 SUMS = "pymigrate.sha256"
+SIGNATURE = "pymigrate.sig"
 FILES = "rootfs-diff.tar"
 LOG = "ctr.log"
 
@@ -89,107 +92,27 @@ class Compression:
         )
 
 
-class Target:
-    """The file to be written: a temporary one beside it, and at the end the file itself."""
-
-    def __init__(self, path: Path, temporary: Path, stream: BinaryIO) -> None:
-        """Take an open temporary file; use `target`."""
-        self.path = path
-        self.stream = stream
-        self._temporary = temporary
-
-    def publish(self) -> int:
-        """Make the file appear, complete and on the disk; return its size."""
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        size = os.fstat(self.stream.fileno()).st_size
-        if not self._temporary.exists():  # it has no name yet: link(2) may not replace a file
-            number = self.stream.fileno()
-            # Python follows the link only with a directory given, which the kernel then ignores.
-            os.link(f"/proc/self/fd/{number}", self._temporary, src_dir_fd=number)
-        self._temporary.replace(self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        return size
-
-
-@contextmanager
-def target(path: Path) -> Iterator[Target]:
-    """Begin a file (0600) that appears when it is published, or not at all.
-
-    Raises:
-        UsageError: it cannot be made there.
-        NoSpace: the disk became full in the block.
-
-    """
-    try:
-        if path.exists() and not path.is_file():  # to replace a device takes it from everybody
-            what = "a directory" if path.is_dir() else "not a regular file"
-            raise UsageError(f"{path} is {what}; nothing was changed", hint="name a file with -o")
-        descriptor, name = _nameless(path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}; nothing was changed", hint="-o FILE"
-        ) from error
-    temporary = Path(name)
-    stream = os.fdopen(descriptor, "wb")
-    try:
-        with writing(path):
-            yield Target(path, temporary, stream)
-            stream.close()
-    except BaseException:
-        with suppress(OSError):  # what was not written yet goes with the file
-            stream.close()
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _nameless(path: Path) -> tuple[int, str]:
-    """Open a file that goes with its writer, killed or not, unless the file system has none such.
-
-    Returns its descriptor, and the name beside ``path`` that it may get.
-    """
-    try:
-        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-            raise
-        return tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    return descriptor, str(path.with_name(f".pymigrate.{os.urandom(6).hex()}"))
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say NoSpace where the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NoSpace(
-            f"the disk of {path} is full; no file was left there",
-            hint="free some space, or name a file on another disk with -o",
-        ) from error
-
-
 def write(
-    members: Mapping[str, Path], manifest: Manifest, stream: BinaryIO, compression: Compression
+    members: Mapping[str, Path],
+    manifest: Manifest,
+    stream: BinaryIO,
+    compression: Compression,
+    protection: Protection | None = None,
 ) -> None:
     """Write files that no longer change as an archive; `members` maps names to files."""
+    protection = protection or Protection()
     names = sorted(
         members, key=lambda name: (_is_memory(name), not name.startswith(f"{IMAGES}/"), name)
     )
     sizes = {name: members[name].stat().st_size for name in names}
     blocks = {blocks_of(name): -(-sizes[name] // BLOCK) for name in names if _is_memory(name)}
     announced = sizes | {name: count * DIGEST for name, count in blocks.items()}
+    if protection.signer is not None:
+        announced |= {SIGNATURE: signing.SIZE}
     described = manifest.with_members(announced).to_json()
     sums: list[str] = []
     digests: dict[str, bytes] = {}
-    with _compressed(stream, compression) as out:
+    with protection.sealing(stream) as sealed, _compressed(sealed, compression) as out:
         out.write(encode(_member(IMAGES, Kind.DIRECTORY, 0o700, 0, manifest)))
         _write_bytes(out, MANIFEST, described, manifest, sums)
         for name in names:
@@ -202,7 +125,10 @@ def write(
             out.write(bytes(padding(sizes[name])))
         for name, data in digests.items():
             _write_bytes(out, name, data, manifest, sums)
-        _write_bytes(out, SUMS, "".join(sums).encode(), manifest, [])
+        text = "".join(sums).encode()
+        _write_bytes(out, SUMS, text, manifest, [])
+        if protection.signer is not None:
+            _write_bytes(out, SIGNATURE, protection.signer.sign(text), manifest, [])
         out.write(END)
 
 
@@ -216,7 +142,7 @@ def blocks_of(name: str) -> str:
 
 
 @contextmanager
-def _compressed(stream: BinaryIO, compression: Compression) -> Iterator[seekable.Sink]:
+def _compressed(stream: seekable.Writable, compression: Compression) -> Iterator[seekable.Sink]:
     if compression.level is None:
         yield seekable.PlainSink(stream)
         return
@@ -285,23 +211,50 @@ class LaidOut:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """What was read to its end: the SHA-256 of each member, and the public key of who signed it."""
+
+    sums: dict[str, str]
+    signer: bytes | None
+
+
+@dataclass(frozen=True)
 class Archive:
     """An archive whose manifest was read; everything else is unknown until `extract`."""
 
     path: Path
     manifest: Manifest
+    trust: Trust = NOBODY
 
     @classmethod
-    def open(cls, path: Path) -> Archive:
+    def open(cls, path: Path, trust: Trust | None = None) -> Archive:
         """Read the manifest.
 
         Raises:
             NotFound: there is no such file.
-            BadArchive: it is no checkpoint of ours.
+            BadArchive: it is no checkpoint of ours, or not signed, where it has to be.
+            UsageError: it is encrypted, and the secret is missing or wrong.
 
         """
-        with _opened(path) as (source, _):
-            return cls(path, _begin(path, source)[0])
+        trust = trust or NOBODY
+        with _opened(path, trust) as (source, _):
+            opened = cls(path, _begin(path, source)[0], trust)
+        if trust.signers is not None and not opened.is_signed:
+            raise BadArchive(
+                f"{path} is not signed; nothing was changed",
+                hint="use it only if you know where it comes from; then leave --signed-by out",
+            )
+        return opened
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether it says that it is signed; by whom, and whether that is so, `examine` tells."""
+        return SIGNATURE in self.manifest.members
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it cannot be read without a secret."""
+        return self.trust.secret is not None  # a secret opens nothing else
 
     def extract(self, into: Path) -> dict[str, str]:
         """Unpack into an empty directory and verify; the caller removes it on any error.
@@ -315,7 +268,7 @@ class Archive:
         """
         self._check_room(into, sum(self.manifest.members.values()))
         with writing(into):
-            return self._read(into)
+            return self._read(into).sums
 
     def _check_room(self, into: Path, total: int) -> None:
         status = os.statvfs(into)
@@ -335,10 +288,14 @@ class Archive:
 
     def verify(self) -> dict[str, str]:
         """Read everything and compare the checksums; returns them. Raises BadArchive."""
+        return self.examine().sums
+
+    def examine(self) -> Verified:
+        """Do as `verify`; tell who has signed it, too."""
         return self._read(None)
 
-    def _read(self, into: Path | None) -> dict[str, str]:
-        with _opened(self.path) as (source, stream):
+    def _read(self, into: Path | None) -> Verified:
+        with _opened(self.path, self.trust) as (source, stream):
             manifest, begun = _begin(self.path, source)
             if manifest != self.manifest:
                 raise BadArchive(f"{self.path} changed while it was read; nothing was changed")
@@ -352,24 +309,29 @@ class Archive:
                 sums[name] = _take(source, member, into)
             else:
                 raise _damaged(self.path, "its checksums are missing")
-            self._compare(source, member, sums)
+            signer = self._compare(source, member, sums)
             if manifest.members.keys() & {blocks_of(name) for name in sums if _is_memory(name)}:
                 self._check_table()
             # Up to the end of a compressed stream, where its own checksum is.
             if stream.read(1):
                 raise _hostile(self.path, "something follows its end")
-        return sums
+        return Verified(sums, signer)
 
     def _check_table(self) -> None:
+        if self.is_encrypted:
+            return  # nobody reads it by that
         with self.path.open("rb", buffering=0) as stream:
             if seekable.opened(stream.fileno()) is None:
                 raise BadArchive("its table of frames is missing")
 
     def lay_out(self, into: Path) -> LaidOut | None:
-        """Unpack and verify as `extract` does, all but the memory; None for archives of before.
+        """Unpack and verify as `extract` does, all but the memory; None if that cannot be.
 
-        For the memory there are holes: see archive_pages.py.
+        So it is with archives of before, and with encrypted and signed ones. For the memory there
+        are holes: see archive_pages.py.
         """
+        if self.is_signed or self.is_encrypted:
+            return None
         memory = [name for name in self.manifest.members if _is_memory(name)]
         if not {blocks_of(name) for name in memory} <= self.manifest.members.keys():
             return None
@@ -424,24 +386,40 @@ class Archive:
         member: Member,
         sums: Mapping[str, str],
         without: Collection[str] = (),
-    ) -> None:
+    ) -> bytes | None:
+        """Compare the checksums, and look at the signature; return whose it is."""
         if member.size > MAX_MANIFEST:
             raise _hostile(self.path, "its list of checksums is too long")
-        text = b"".join(source.content(member)).decode("utf-8", "replace")
+        content = b"".join(source.content(member))
+        text = content.decode("utf-8", "replace")
         written = {line[66:]: line[:64] for line in text.splitlines() if line[64:66] == "  "}
         for name in sums.keys() | (written.keys() - set(without)):
             if sums.get(name) != written.get(name):
                 raise _damaged(self.path, f"{name} was altered")
-        absent = self.manifest.members.keys() - sums.keys() - set(without)
+        absent = self.manifest.members.keys() - sums.keys() - set(without) - {SIGNATURE}
         if absent:
             raise _damaged(self.path, f"{min(absent)} is missing")
-        if source.next_member() is not None:
+        last = source.next_member()
+        signer = None
+        if self.is_signed:
+            if last is None or last.name != SIGNATURE.encode() or last.size != signing.SIZE:
+                raise _damaged(self.path, "its signature is missing")
+            signer = signing.signer_of(content, b"".join(source.content(last)))
+            if self.trust.signers is not None and signer not in self.trust.signers:
+                raise BadArchive(
+                    f"{self.path} is signed by {signing.fingerprint(signer)}, which is none of the "
+                    "keys that were given; nothing was changed",
+                    hint="use it only if you know that key; then name it with --signed-by",
+                )
+            last = source.next_member()
+        if last is not None:
             raise _hostile(self.path, "something follows its checksums")
         source.finish()
+        return signer
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Source, compressed.Readable]]:
+def _opened(path: Path, trust: Trust) -> Iterator[tuple[Source, compressed.Readable]]:
     with ExitStack() as stack:
         try:
             if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
@@ -451,7 +429,7 @@ def _opened(path: Path) -> Iterator[tuple[Source, compressed.Readable]]:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(f"there is no file {path}; nothing was changed") from error
         try:
-            plain = compressed.plain(cast(Any, stream))
+            plain = compressed.plain(unsealed(cast(Any, stream), trust.secret))
             # Each member's own checksum is compared: a second pass over all bytes shows no more.
             yield Source(plain, hashed=False), plain
         except BadArchive as error:

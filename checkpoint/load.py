@@ -16,6 +16,7 @@ from pymigrate.checkpoint import archive, filling, lazily, restore
 from pymigrate.checkpoint.archive_pages import FromArchive
 from pymigrate.checkpoint.lazily import Skeleton
 from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.checkpoint.protection import Trust
 from pymigrate.checkpoint.requests import RestoreOptions
 from pymigrate.checkpoint.staging import staging
 from pymigrate.runtime import aside, lock, network, tree
@@ -87,9 +88,9 @@ class Source(Protocol):
         """
 
 
-def load(host: Host, path: Path, wishes: Wishes) -> Loaded:
+def load(host: Host, path: Path, wishes: Wishes, trust: Trust | None = None) -> Loaded:
     """Restore a container from a file and let it run; see `load_from`."""
-    return load_from(host, FromArchive(archive.Archive.open(path)), wishes)
+    return load_from(host, FromArchive(archive.Archive.open(path, trust)), wishes)
 
 
 def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:

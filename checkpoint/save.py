@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pymigrate.checkpoint import archive, criu, dump, podman, scan
+from pymigrate.checkpoint import archive, criu, dump, new_file, podman, scan
 from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.checkpoint.protection import Protection
 from pymigrate.checkpoint.requests import DUMP_LOG, DumpOptions
 from pymigrate.checkpoint.staging import staging
 from pymigrate.checkpoint.wire import Wire
@@ -50,7 +51,11 @@ class Saved:
 
 
 def save(
-    container: Container, path: Path, options: DumpOptions, compression: archive.Compression
+    container: Container,
+    path: Path,
+    options: DumpOptions,
+    compression: archive.Compression,
+    protection: Protection | None = None,
 ) -> Saved:
     """Write the checkpoint; on any error the container goes on as before, and no file is left.
 
@@ -61,11 +66,11 @@ def save(
 
     """
     saved = Saved(path)
-    with archive.target(path) as target:
+    with new_file.target(path) as target:
 
         def store(members: Mapping[str, Path], manifest: Manifest) -> None:
-            with saved.phase("archive"), archive.writing(path):
-                archive.write(members, manifest, target.stream, compression)
+            with saved.phase("archive"), new_file.writing(path):
+                archive.write(members, manifest, target.stream, compression, protection)
                 saved.size = target.publish()
 
         capture(container, options, store, saved)
@@ -97,7 +102,7 @@ def capture(
         with (
             Wire(container) as wire,
             _as_before(container, now.status, saved, wire) as let_go_on,
-            archive.writing(stage),
+            new_file.writing(stage),
             dump.prepare(container) as prepared,
             _guarded(container, alone, prepared.pid),
         ):

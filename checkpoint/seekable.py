@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO, Protocol, cast
+from typing import Protocol, cast
 
 import zstandard
 
@@ -37,6 +37,13 @@ _FOOTER_MAGIC = 0x8F92EAB1
 _MOST = 1 << 26  # frames
 
 
+class Writable(Protocol):
+    """Where bytes go."""
+
+    def write(self, data: bytes, /) -> int:
+        """Take all of it."""
+
+
 class Sink(Protocol):
     """Where an archive is written to."""
 
@@ -50,7 +57,7 @@ class Sink(Protocol):
 class PlainSink:
     """A stream, as it is: it can be read from everywhere."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Writable) -> None:
         """Write to a stream."""
         self._stream = stream
 
@@ -65,7 +72,7 @@ class PlainSink:
 class FrameSink:
     """Compresses frames in several threads and writes them in order. `finish` writes the table."""
 
-    def __init__(self, stream: BinaryIO, level: int) -> None:
+    def __init__(self, stream: Writable, level: int) -> None:
         """Write to a stream; no more than a few frames are held."""
         self._stream = stream
         self._level = level

@@ -13,6 +13,7 @@ from pymigrate.runtime.host import Host
 
 if TYPE_CHECKING:
     from pymigrate.checkpoint.archive import Archive
+    from pymigrate.checkpoint.protection import Trust
     from pymigrate.runtime.state import Port
 
 
@@ -35,6 +36,18 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         default="zstd",
         metavar="HOW",
         help="zstd (the default), zstd:LEVEL from 1 to 19, or none",
+    )
+    saving.add_argument(
+        "--encrypt",
+        type=Path,
+        metavar="KEYFILE",
+        help="nobody can read it without this file (any bytes; the longer the better)",
+    )
+    saving.add_argument(
+        "--sign",
+        type=Path,
+        metavar="KEYFILE",
+        help="sign it with this private Ed25519 key, made by ssh-keygen, without passphrase",
     )
     saving.add_argument(
         "--tcp",
@@ -69,6 +82,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         action="store_true",
         help="have all memory there before it runs (default: what it needs first comes first)",
     )
+    _add_trust(loading)
     loading.set_defaults(run=restore)
     _add_archive(verbs)
 
@@ -88,16 +102,52 @@ def _add_archive(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
             name, help=text, epilog=f"example: pymigrate archive {name} /srv/web.tar.zst"
         )
         action.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
+        _add_trust(action)
         action.set_defaults(run=function)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="the key file that it was encrypted with"
+    )
+    parser.add_argument(
+        "--signed-by",
+        type=Path,
+        metavar="FILE",
+        help="refuse it unless it is signed by one of these public keys, as in id_ed25519.pub",
+    )
+
+
+def _trust(arguments: argparse.Namespace) -> Trust:
+    from pymigrate.checkpoint import signing
+    from pymigrate.checkpoint.protection import Trust
+
+    return Trust(
+        _secret(arguments.key_file),
+        None if arguments.signed_by is None else signing.read_public(arguments.signed_by),
+    )
+
+
+def _secret(key_file: Path | None) -> bytes | None:
+    if key_file is None:  # $PYMIGRATE_PASSPHRASE_FILE is for repositories
+        return None
+    from pymigrate.migrate import snapshots
+
+    return snapshots.read_secret(key_file)
 
 
 def checkpoint(arguments: argparse.Namespace) -> int:
     """Write a container into one file."""
     from pymigrate.checkpoint.archive import Compression
+    from pymigrate.checkpoint.protection import Protection
     from pymigrate.checkpoint.requests import DumpOptions
     from pymigrate.checkpoint.save import save
+    from pymigrate.checkpoint.signing import Signer
 
     compression = Compression.parse(arguments.compress)
+    protection = Protection(
+        _secret(arguments.encrypt), None if arguments.sign is None else Signer.read(arguments.sign)
+    )
     options = DumpOptions(
         tcp=arguments.tcp,
         leave_running=arguments.leave_running,
@@ -106,9 +156,10 @@ def checkpoint(arguments: argparse.Namespace) -> int:
     )
     container = Container.open(Host.open(arguments.root), arguments.name)
     suffix = ".tar" if compression.level is None else ".tar.zst"
+    suffix += "" if arguments.encrypt is None else ".sealed"
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     path = arguments.output or Path(f"{container.name}-{stamp}{suffix}")
-    saved = save(container, path.absolute(), options, compression)
+    saved = save(container, path.absolute(), options, compression, protection)
     if arguments.json:
         output.emit(
             {
@@ -153,7 +204,7 @@ def restore(arguments: argparse.Namespace) -> int:
         ports=_ports(arguments.publish),
         debug=arguments.debug,
     )
-    loaded = load(Host.open(arguments.root), arguments.file.absolute(), wishes)
+    loaded = load(Host.open(arguments.root), arguments.file.absolute(), wishes, _trust(arguments))
     record = loaded.container.record
     if arguments.json:
         output.emit(
@@ -183,7 +234,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     """Show the manifest of a checkpoint; its checksums are not compared."""
     from pymigrate.checkpoint.archive import Archive
 
-    found = Archive.open(arguments.file.absolute())
+    found = Archive.open(arguments.file.absolute(), _trust(arguments))
     document = _document(found)
     if arguments.json:
         output.emit(document)
@@ -203,6 +254,8 @@ def _document(found: Archive) -> dict[str, object]:
     return {
         "file": str(found.path),
         "bytes": found.path.stat().st_size,
+        "encrypted": found.is_encrypted,
+        "signed": found.is_signed,
         "name": record.name,
         "id": record.id,
         "image": record.image or record.rootfs,
@@ -229,12 +282,24 @@ def _document(found: Archive) -> dict[str, object]:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Read a checkpoint to its end."""
+    from pymigrate.checkpoint import signing
     from pymigrate.checkpoint.archive import Archive
 
-    found = Archive.open(arguments.file.absolute())
-    sums = found.verify()
+    found = Archive.open(arguments.file.absolute(), _trust(arguments))
+    verified = found.examine()
+    signer = None if verified.signer is None else signing.fingerprint(verified.signer)
     if arguments.json:
-        output.emit({"file": str(found.path), "sound": True, "sha256": sums})
-    else:
-        output.say(f"{found.path} is sound: {len(sums)} members as they were written")
+        output.emit(
+            {
+                "file": str(found.path),
+                "sound": True,
+                "encrypted": found.is_encrypted,
+                "signed_by": signer,
+                "sha256": verified.sums,
+            }
+        )
+        return 0
+    output.say(f"{found.path} is sound: {len(verified.sums)} members as they were written")
+    if signer is not None:
+        output.say(f"signed by {signer}")
     return 0

