@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pymigrate.checkpoint import images, snapshot_memory
-from pymigrate.checkpoint.images import Entry
-from pymigrate.checkpoint.page_layout import BATCH, PAGE, Layout
+from pymigrate.checkpoint.images import PAGE, Entry
+from pymigrate.checkpoint.page_layout import BATCH, Layout
 from pymigrate.checkpoint.repository import Repository
 from pymigrate.checkpoint.repository_directory import Directory
 from pymigrate.checkpoint.repository_writer import writing
