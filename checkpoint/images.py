@@ -49,6 +49,13 @@ def processes(names: Collection[str], read: Callable[[str], bytes]) -> list[Proc
     return sorted(found, key=lambda process: process.pid)
 
 
+def prepare() -> None:
+    """Load CRIU's messages: who reads an image under a freeze does not wait for that."""
+    from pycriu.images import pagemap_pb2
+
+    pagemap_pb2.pagemap_head()
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Pages that follow one another, as a pagemap has them; ``address`` in bytes."""
@@ -65,16 +72,44 @@ def pagemap(data: bytes, name: str) -> tuple[int, list[Entry]]:
     Not by pycriu's own reader, which needs seconds for the map of a large process.
     Raises BadArchive for what is none.
     """
+    head, entries = _map_messages(data, name)
+    found: list[Entry] = []
+    for entry in entries:
+        flags = int(entry.flags) if entry.HasField("flags") else _PRESENT
+        long = entry.HasField("nr_pages")
+        pages = int(entry.nr_pages if long else entry.compat_nr_pages)
+        present = bool(flags & _PRESENT) and not entry.in_parent
+        found.append(Entry(int(entry.vaddr), pages, present, bool(flags & _LAZY)))
+    return int(head.pages_id), found
+
+
+def completed(data: bytes, name: str) -> bytes:
+    """Return the pagemap of a lazy dump as it is where all pages lie in the file of pages.
+
+    They lie there in the order of the entries. Raises BadArchive for what is no pagemap.
+    """
+    head, entries = _map_messages(data, name)
+    whole = [data[: _MAGICS.size]]
+    for entry in entries:
+        if entry.flags & _LAZY:
+            entry.flags |= _PRESENT
+    for message in (head, *entries):
+        text = message.SerializeToString()
+        whole += [_SIZE.pack(len(text)), text]
+    return b"".join(whole)
+
+
+def _map_messages(data: bytes, name: str) -> tuple[Any, list[Any]]:
+    """Return the head of a pagemap, and the messages of its entries."""
     from google.protobuf.message import DecodeError
     from pycriu.images import magic, pagemap_pb2
 
     kind = "PAGEMAP"
-    head = _MAGICS.pack(magic.by_name["IMG_COMMON"], magic.by_name[kind])
-    if data[: len(head)] != head:
+    magics = _MAGICS.pack(magic.by_name["IMG_COMMON"], magic.by_name[kind])
+    if data[: len(magics)] != magics:
         raise BadArchive(f"{name} is no {kind.lower()} of CRIU's")
-    found: list[Entry] = []
-    pages_id = None
-    at = len(head)
+    found: list[Any] = []
+    at = len(magics)
     try:
         while at < len(data):
             (size,) = _SIZE.unpack_from(data, at)
@@ -83,20 +118,13 @@ def pagemap(data: bytes, name: str) -> tuple[int, list[Entry]]:
             if len(message) != size:
                 raise BadArchive(f"{name} is cut")
             at += size
-            if pages_id is None:
-                pages_id = int(pagemap_pb2.pagemap_head.FromString(message).pages_id)
-                continue
-            entry = pagemap_pb2.pagemap_entry.FromString(message)
-            flags = int(entry.flags) if entry.HasField("flags") else _PRESENT
-            long = entry.HasField("nr_pages")
-            pages = int(entry.nr_pages if long else entry.compat_nr_pages)
-            present = bool(flags & _PRESENT) and not entry.in_parent
-            found.append(Entry(int(entry.vaddr), pages, present, bool(flags & _LAZY)))
+            parse = pagemap_pb2.pagemap_entry if found else pagemap_pb2.pagemap_head
+            found.append(parse.FromString(message))
     except (DecodeError, struct.error) as error:
         raise BadArchive(f"{name} is no image of CRIU's: {error!r}") from error
-    if pages_id is None:
+    if not found:
         raise BadArchive(f"{name} has no head")
-    return pages_id, found
+    return found[0], found[1:]
 
 
 def _bytes(entry: dict[str, Any]) -> int:

@@ -79,6 +79,12 @@ def is_page_file(name: str) -> bool:
     return _PAGES.fullmatch(name) is not None
 
 
+def process_of(name: str) -> int | None:
+    """Return the PID, in its container, of whose memory an image is the pagemap; None of others."""
+    match = _MAP.fullmatch(name)
+    return None if match is None or match[1] else int(match[2])
+
+
 def page_files(
     names: Collection[str], read: Callable[[str], bytes], size: Callable[[str], int]
 ) -> list[PageFile]:

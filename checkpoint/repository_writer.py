@@ -160,15 +160,26 @@ class Writer:
 
             pages = cut is Cut.PAGES
             ids = self._add_pages(read) if pages else self._add_content(read)
-        levels = 1 if pages and ids else 0
+        if pages:
+            return self.of_segments(name, size, ids)
+        levels, root = self._tree_of(ids)
+        return Member(name, size, cut, levels, root, found.hexdigest() if found else "")
+
+    def of_segments(self, name: str, size: int, segments: list[bytes]) -> Member:
+        """Make a member of segments that were added, by their names in order."""
+        levels, root = self._tree_of(segments)
+        return Member(name, size, Cut.PAGES, levels + bool(segments), root)
+
+    def _tree_of(self, ids: list[bytes]) -> tuple[int, bytes]:
+        """Put names into lists, and their names into lists, until one is left."""
+        levels = 0
         while len(ids) > 1:
             lists = (
                 b"".join(ids[start : start + _FANOUT]) for start in range(0, len(ids), _FANOUT)
             )
             ids = [one for batch in _batches(lists) for one in self._store(batch, self._tree)]
             levels += 1
-        root = ids[0] if ids else b""
-        return Member(name, size, cut, levels, root, found.hexdigest() if found else "")
+        return levels, ids[0] if ids else b""
 
     def _add_content(self, read: Callable[[int], bytes]) -> list[bytes]:
         """Cut by content; returns the names of the chunks."""
@@ -176,24 +187,44 @@ class Writer:
         return [one for batch in _batches(chunks) for one in self._store(batch, self._data)]
 
     def _add_pages(self, read: Callable[[int], bytes]) -> list[bytes]:
-        """Cut at pages, but look only into segments that are not known; returns their names."""
-        names: list[bytes] = []
-        for segments in chunking.by_segment(read):
-            half = (len(segments) + 1) // 2
-            # Hashing 64 KiB lets go of Python's lock: two threads take half of the time.
-            later = self._pool.submit(lambda rest: [*map(self._segment, rest)], segments[half:])
-            ids = [*map(self._segment, segments[:half]), *later.result()]
-            known = self._index.find(packs.join(ids)) >= 0
-            fresh = {
-                identity: segment
-                for identity, segment, is_known in zip(ids, segments, known.tolist(), strict=True)
-                if not (is_known and self._trusted) and identity not in self._fresh
-            }
-            self._add_segments(fresh)
-            names += ids
-        return names
+        """Cut a file at pages; returns the names of its segments."""
+        return [
+            one for segments in chunking.by_segment(read) for one in self.add_segments(segments)
+        ]
 
-    def _add_segments(self, fresh: Mapping[bytes, memoryview]) -> None:
+    def known(self, segments: Sequence[bytes | memoryview]) -> list[bytes | None]:
+        """Return the name of each segment whose pages are stored; None for others.
+
+        Several threads may ask at once, as long as nothing is added.
+        """
+        ids = [*map(self._segment, segments)]
+        return [one if known else None for one, known in zip(ids, self._knows(ids), strict=True)]
+
+    def _knows(self, ids: Sequence[bytes]) -> list[bool]:
+        found = (self._index.find(packs.join(ids)) >= 0).tolist()
+        return [
+            (known and self._trusted) or one in self._fresh
+            for one, known in zip(ids, found, strict=True)
+        ]
+
+    def add_segments(self, segments: Sequence[bytes | memoryview]) -> list[bytes]:
+        """Add up to 64 KiB of pages each, looking only into those not known; returns their names.
+
+        Give many at a time.
+        """
+        half = (len(segments) + 1) // 2
+        # Hashing 64 KiB lets go of Python's lock: two threads take half of the time.
+        later = self._pool.submit(lambda rest: [*map(self._segment, rest)], segments[half:])
+        ids = [*map(self._segment, segments[:half]), *later.result()]
+        fresh = {
+            identity: memoryview(segment)
+            for identity, segment, known in zip(ids, segments, self._knows(ids), strict=True)
+            if not known
+        }
+        self._add_fresh(fresh)
+        return ids
+
+    def _add_fresh(self, fresh: Mapping[bytes, memoryview]) -> None:
         pages = {identity: chunking.pages(segment) for identity, segment in fresh.items()}
         ids = self._store([page for own in pages.values() for page in own], self._data)
         start = 0

@@ -13,10 +13,11 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from pymigrate.checkpoint import archive, criu, dump, new_file, podman, scan
 from pymigrate.checkpoint.manifest import Manifest
@@ -48,6 +49,16 @@ class Saved:
         begun = time.monotonic()
         yield
         self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - begun
+
+
+class MemoryTaker(Protocol):
+    """Takes the memory that a lazy dump leaves in the processes of a container."""
+
+    def look(self, pids: Sequence[int]) -> None:
+        """Look at the processes while they run, so that little is left for `take`."""
+
+    def take(self, pids: Sequence[int], stage: Path) -> None:
+        """Take all of it; they stand still, and CRIU's images are in the stage."""
 
 
 def save(
@@ -82,12 +93,16 @@ def capture(
     options: DumpOptions,
     store: Callable[[Mapping[str, Path], Manifest], None],
     saved: Saved,
+    memory: MemoryTaker | None = None,
 ) -> None:
     """Take a container down and have ``store`` keep it, for good, before it may end.
 
     ``store`` gets the members of the checkpoint, by their names in an archive, as files that are
     removed afterwards. On any error, also one of ``store``, the container goes on as before.
+    With ``memory``, which only a container that is left running can have, the dump is lazy.
     """
+    if memory is not None:
+        options = replace(options, lazy=True)
     with staging(container.host) as stage, _alone(container) as alone:
         now = container.state()
         if not now.status.may_checkpoint:
@@ -99,6 +114,9 @@ def capture(
         container.check_whole()
         with saved.phase("scan"):
             scan.refuse(container, options.tcp, options.skip)
+        if memory is not None:
+            with saved.phase("look"):
+                memory.look(container.cgroup.pids())
         with (
             Wire(container) as wire,
             _as_before(container, now.status, saved, wire) as let_go_on,
@@ -110,7 +128,7 @@ def capture(
                 saved.froze_at = time.monotonic()
                 container.freeze()
                 wire.unplug()
-            members, held = _take_down(container, stage, options, prepared, saved)
+            members, held = _take_down(container, stage, options, prepared, saved, memory)
             with held:
                 if options.leave_running:
                     held.abandon()
@@ -175,6 +193,7 @@ def _take_down(
     options: DumpOptions,
     prepared: criu.Prepared,
     saved: Saved,
+    memory: MemoryTaker | None,
 ) -> tuple[dict[str, Path], dump.HeldDump]:
     """Dump the frozen container and copy its files; returns the files of the archive."""
     images = stage / archive.IMAGES
@@ -190,6 +209,9 @@ def _take_down(
             ) from error
         raise
     try:
+        if memory is not None:
+            with saved.phase("memory"):
+                memory.take(container.cgroup.pids(), stage)
         with saved.phase("files"):
             _copy_files(container, stage)
             _describe(container, stage, held)

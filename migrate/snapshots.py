@@ -7,8 +7,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from pymigrate.checkpoint.requests import DumpOptions
 from pymigrate.checkpoint.save import Saved, capture
 from pymigrate.checkpoint.sealing import MAX_SECRET, Damaged
 from pymigrate.checkpoint.snapshot import Member, Snapshot, Statistics
+from pymigrate.checkpoint.snapshot_memory import SnapshotMemory
 from pymigrate.migrate.retention import Policy, keep
 from pymigrate.migrate.snapshot_pages import Stored
 from pymigrate.runtime.container import Container
@@ -113,16 +114,20 @@ def create(
     created = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     saved = Saved(Path(repository.disk.where))
     added: list[Snapshot] = []
-    with writing(repository) as writer:
+    with ExitStack() as closing:
+        writer = closing.enter_context(writing(repository))
+        memory = SnapshotMemory(writer) if options.leave_running else None
+        if memory is not None:
+            closing.callback(memory.close)
 
         def store(members: Mapping[str, Path], manifest: Manifest) -> None:
-            kept = _add(writer, members)
+            kept = _add(writer, members, memory)
             writer.flush()
             snapshot = Snapshot(
                 id="",
                 created=created,
                 host=socket.gethostname(),
-                manifest=manifest,
+                manifest=replace(manifest, lazy=False),  # its memory is in it
                 members=kept,
                 tags=tuple(tags),
                 statistics=Statistics(
@@ -135,7 +140,7 @@ def create(
             )
             added.append(writer.publish(snapshot))
 
-        capture(container, options, store, saved)
+        capture(container, options, store, saved, memory)
     return added[0]
 
 
@@ -147,10 +152,15 @@ class Rewound:
     present: Snapshot | None
 
 
-def _add(writer: Writer, members: Mapping[str, Path]) -> tuple[Member, ...]:
+def _add(
+    writer: Writer, members: Mapping[str, Path], memory: SnapshotMemory | None
+) -> tuple[Member, ...]:
+    if memory is not None:
+        memory.complete(members)
     return tuple(
+        (memory and memory.add(name))
         # A restore compares what is in a volume with what was in it by this checksum.
-        writer.add(name, members[name], digest=name.startswith("volumes/"))
+        or writer.add(name, members[name], digest=name.startswith("volumes/"))
         for name in sorted(members)
     )
 

@@ -197,13 +197,20 @@ def _its_process_is_gone(disk: Storage) -> None:
 
 def test_one_flipped_bit_anywhere_is_found_and_others_still_restore(tmp_path: Path) -> None:
     repository = made(tmp_path)
-    one = add(repository, {"checkpoint/a.img": b"one" * 9}, scratch(tmp_path))
-    two = add(repository, {"checkpoint/a.img": b"two" * 9}, scratch(tmp_path))
+    one, two = (
+        add(
+            repository,
+            {"checkpoint/a.img": word * 9, "checkpoint/pages-1.img": word[:1] * 4096 * 20},
+            scratch(tmp_path),
+        )
+        for word in (b"one", b"two")
+    )
+    assert 6 == len(repository.pack_names())  # of each: content, segments, and a list of these
     for path in sorted(Path(repository.disk.where).rglob("*")):
         if not path.is_file():
             continue
         before = path.read_bytes()
-        for bit in range(0, 8 * len(before), 8 * len(before) // 40 + 1):
+        for bit in range(0, 8 * len(before), 8 * len(before) // 20 + 1):
             altered = bytearray(before)
             altered[bit // 8] ^= 1 << bit % 8
             path.write_bytes(altered)

@@ -1,0 +1,135 @@
+"""The pages of one process in the order of its file of pages, and where each is to be read.
+
+A lazy dump leaves private memory in its process: CRIU's file of pages has only the others. The
+layout is that of the complete file, as CRIU writes it where a dump is not lazy.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymigrate.checkpoint.images import PAGE, Entry
+from pymigrate.runtime.memory import Memory, Range
+
+WINDOW = 64 << 10
+"""Bytes of addresses whose pages are one segment: a page that appears moves no other's."""
+
+BATCH = 256  # pages that are read together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Segments that are read together: numbers of pages, each segment's first and one behind."""
+
+    edges: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return (self.edges[-1] - self.edges[0]) * PAGE
+
+    def segments(self, content: memoryview) -> Iterator[memoryview]:
+        """Cut what was read; a segment of which a part is missing is left out."""
+        for first, last in zip(self.edges, self.edges[1:], strict=False):
+            begin, end = ((edge - self.edges[0]) * PAGE for edge in (first, last))
+            if end > len(content):
+                return
+            yield content[begin:end]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The pages of one process; ``places`` are bytes in CRIU's own file, or -1: in the process."""
+
+    addresses: NDArray[np.uint64]
+    places: NDArray[np.int64]
+
+    @classmethod
+    def of_entries(cls, entries: Sequence[Entry]) -> Layout:
+        """Lay out what CRIU's pagemap of a dump says."""
+        addresses = _pages((entry.address, entry.pages) for entry in entries)
+        counts = [entry.pages for entry in entries]
+        here = np.repeat(np.array([entry.present for entry in entries], np.bool_), counts)
+        places = np.where(here, (np.cumsum(here) - 1) * PAGE, -1)
+        return cls(addresses, places)
+
+    @classmethod
+    def of_running(cls, memory: Memory) -> Layout:
+        """Lay out the memory of a process that may run, as it is just now."""
+        ranges = [each for area in memory.areas() for each in memory.pages(area)]
+        addresses = _pages((each.start, each.length // PAGE) for each in ranges)
+        return cls(addresses, np.full(len(addresses), -1, np.int64))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pages."""
+        return len(self.addresses) * PAGE
+
+    def batches(self) -> Iterator[Batch]:
+        """Cut it at the bounds of windows."""
+        windows = self.addresses // np.uint64(WINDOW)
+        edges = [0, *(np.flatnonzero(np.diff(windows)) + 1).tolist(), len(windows)]
+        at = 0
+        while edges[at] < len(windows):
+            behind = bisect.bisect_right(edges, edges[at] + BATCH) - 1
+            yield Batch(edges[at : behind + 1])
+            at = behind
+
+    def read(self, batch: Batch, memory: Memory | None, file: int, into: memoryview) -> int:
+        """Read a batch; returns the bytes that came before one was gone.
+
+        ``memory`` is that of the process, ``file`` a descriptor of CRIU's own file of pages.
+        """
+        done = 0
+        for in_file, pieces in self._pieces(batch):
+            if in_file:
+                (piece,) = pieces
+                got = os.preadv(file, [into[done : done + piece.length]], piece.start)
+            else:
+                wanted = sum(piece.length for piece in pieces)
+                got = memory.read(pieces, into[done : done + wanted]) if memory else 0
+            done += got
+            if got < sum(piece.length for piece in pieces):
+                break
+        return done
+
+    def _pieces(self, batch: Batch) -> Iterator[tuple[bool, list[Range]]]:
+        """Join neighbours: a run of a file by itself, runs of memory up to the next one."""
+        rows = slice(batch.edges[0], batch.edges[-1])
+        places = self.places[rows]
+        in_file = places >= 0
+        starts = np.where(in_file, places, self.addresses[rows].astype(np.int64))
+        breaks = (np.diff(starts) != PAGE) | np.diff(in_file)
+        firsts = [0, *(np.flatnonzero(breaks) + 1).tolist()]
+        lasts = [*firsts[1:], len(starts)]
+        waiting: list[Range] = []
+        for first, last in zip(firsts, lasts, strict=True):
+            start = int(starts[first])
+            piece = Range(start, start + (last - first) * PAGE)
+            if not in_file[first]:
+                waiting.append(piece)
+                continue
+            if waiting:
+                yield False, waiting
+                waiting = []
+            yield True, [piece]
+        if waiting:
+            yield False, waiting
+
+
+def _pages(runs: Iterable[tuple[int, int]]) -> NDArray[np.uint64]:
+    """Return the address of each page of some runs, each an address and a number of pages."""
+    both = np.array(list(runs), np.uint64).reshape(-1, 2)
+    starts, counts = both[:, 0], both[:, 1]
+    before = np.cumsum(counts) - counts
+    found: NDArray[np.uint64] = np.repeat(
+        starts - before * np.uint64(PAGE), counts.astype(np.int64)
+    )
+    found += np.arange(len(found), dtype=np.uint64) * np.uint64(PAGE)
+    return found

@@ -1,0 +1,261 @@
+"""The memory of a running container on its way into a repository, most of it before the freeze.
+
+::
+
+    while it runs     read all, 64 KiB at a time: is it in the repository? else it is laid aside
+    ═══ frozen ═══    read all once more: only what nobody has seen is laid aside too
+    while it runs     store what was laid aside, if it was still there under the freeze
+
+What was seen is known by a hash of 128 bits, keyed by a number that nobody else knows: so the
+second look costs little more than reading. No page is written to a file under the freeze, unless
+more than SPARE changed between the two looks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+from pymigrate.checkpoint import archive, images, memory_map
+from pymigrate.checkpoint.page_layout import BATCH, Batch, Layout
+from pymigrate.checkpoint.repository import THREADS
+from pymigrate.checkpoint.repository_writer import Writer
+from pymigrate.checkpoint.snapshot import Member
+from pymigrate.runtime.errors import DumpFailed
+from pymigrate.runtime.memory import Memories, Memory
+
+SPARE = 256 << 20
+"""Bytes that are laid aside in memory while the container runs, and as much under the freeze."""
+
+LOOKS = 3  # at most, while it runs; another one only where there was more than that
+_TOGETHER = 64  # batches that threads work on before anything is stored
+_SEGMENTS = 1024  # that are stored at once
+
+Digest = bytes
+
+
+class Aside:
+    """Segments by their digests, in memory; once the container is frozen, also in a file."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.size = 0
+        self._held: dict[Digest, bytes | tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._room: int | None = None
+        self._directory: Path | None = None
+        self._file: BinaryIO | None = None
+        self._end = 0
+
+    def __contains__(self, digest: Digest) -> bool:
+        """Say whether it was laid aside."""
+        return digest in self._held
+
+    def limit(self, room: int, directory: Path) -> None:
+        """Take so many more bytes into memory, and then a file in the directory."""
+        self._room, self._directory = self.size + room, directory
+
+    def put(self, digest: Digest, content: memoryview) -> None:
+        """Lay a segment aside; for several threads."""
+        with self._lock:
+            if digest in self._held:
+                return
+            if self._room is None or self.size + len(content) <= self._room:
+                self._held[digest] = bytes(content)
+                self.size += len(content)
+                return
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
+            self._held[digest] = (self._end, len(content))
+            while content:
+                written = os.pwrite(self._file.fileno(), content, self._end)
+                self._end += written
+                content = content[written:]
+
+    def get(self, digest: Digest) -> bytes:
+        """Return a segment."""
+        found = self._held[digest]
+        if isinstance(found, bytes):
+            return found
+        if self._file is None:
+            raise AssertionError("a segment is in a file that is not there")
+        offset, length = found
+        return os.pread(self._file.fileno(), length, offset)
+
+    def clear(self) -> dict[Digest, bytes]:
+        """Return all and forget it."""
+        everything = {digest: self.get(digest) for digest in self._held}
+        self._held.clear()
+        self.size = 0
+        return everything
+
+    def close(self) -> None:
+        """Close the file, which is gone then; may be repeated."""
+        if self._file is not None:
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A file of pages as it was under the freeze, and the name of its pagemap."""
+
+    map_name: str
+    size: int
+    digests: list[Digest]
+
+
+class SnapshotMemory:
+    """The memory of one container: `look` while it runs, `take` when it is frozen, then `add`.
+
+    Close it in the end.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        """Take what adds to the repository."""
+        self._writer = writer
+        self._seed = secrets.randbits(64)
+        self._names: dict[Digest, bytes] = {}  # of segments that are in the repository
+        self._aside = Aside()
+        self._taken: dict[str, _Taken] = {}
+        self._buffers = threading.local()
+        self._pool = ThreadPoolExecutor(THREADS)
+
+    # While it runs
+
+    def look(self, pids: Sequence[int]) -> None:
+        """See what is in the repository already, and lay aside what is not."""
+        images.prepare()
+        for _ in range(LOOKS):
+            if not self._look_once(pids):
+                return
+
+    def _look_once(self, pids: Sequence[int]) -> bool:
+        """Say whether more was found than could be laid aside: then much may have changed since."""
+        stored = False
+        with Memories.of(pids) as memories:
+            for memory in memories.by_inner.values():
+                layout = Layout.of_running(memory)
+                batches = layout.batches()
+                while some := [*itertools.islice(batches, _TOGETHER)]:
+                    self._see_all(layout, memory, some)
+                    if self._aside.size >= SPARE:
+                        self._store_aside()
+                        stored = True
+        return stored
+
+    def _see_all(self, layout: Layout, memory: Memory, batches: Sequence[Batch]) -> None:
+        for _ in self._pool.map(lambda batch: self._see(layout, memory, batch), batches):
+            pass
+
+    def _see(self, layout: Layout, memory: Memory, batch: Batch) -> None:
+        into = self._buffer(batch)
+        content = into[: layout.read(batch, memory, -1, into)]  # what is gone was not seen
+        unseen = {
+            digest: segment
+            for segment in batch.segments(content)
+            if (digest := self._digest(segment)) not in self._names and digest not in self._aside
+        }
+        names = self._writer.known([*unseen.values()])
+        for (digest, segment), name in zip(unseen.items(), names, strict=True):
+            if name is None:
+                self._aside.put(digest, segment)
+            else:
+                self._names[digest] = name
+
+    def _store_aside(self) -> None:
+        everything = self._aside.clear()
+        for some in _slices([*everything]):
+            self._store({digest: everything[digest] for digest in some})
+
+    def _store(self, segments: Mapping[Digest, bytes]) -> None:
+        names = self._writer.add_segments([*segments.values()])
+        self._names.update(zip(segments, names, strict=True))
+
+    # Under the freeze
+
+    def take(self, pids: Sequence[int], stage: Path) -> None:
+        """Lay aside what was not seen before. Raises DumpFailed if some of it cannot be read."""
+        self._aside.limit(SPARE, stage)
+        directory = stage / archive.IMAGES
+        with Memories.of(pids) as memories:
+            for path in sorted(directory.iterdir()):
+                inner = memory_map.process_of(path.name)
+                if inner is None:
+                    continue
+                pages_id, entries = images.pagemap(path.read_bytes(), path.name)
+                if all(entry.present for entry in entries):
+                    continue  # CRIU's file of pages is complete
+                layout = Layout.of_entries(entries)
+                memory = memories.by_inner.get(inner)
+                pages = f"pages-{pages_id}.img"
+                digests = self._take_all(layout, memory, directory / pages)
+                taken = _Taken(f"{archive.IMAGES}/{path.name}", layout.size, digests)
+                self._taken[f"{archive.IMAGES}/{pages}"] = taken
+
+    def _take_all(self, layout: Layout, memory: Memory | None, path: Path) -> list[Digest]:
+        with path.open("rb", buffering=0) as stream:
+            file = stream.fileno()
+
+            def take(batch: Batch) -> list[Digest]:
+                into = self._buffer(batch)
+                if layout.read(batch, memory, file, into) != batch.size:
+                    raise DumpFailed(f"memory that belongs into {path.name} cannot be read")
+                return [*map(self._kept, batch.segments(into))]
+
+            return [*itertools.chain.from_iterable(self._pool.map(take, layout.batches()))]
+
+    def _kept(self, segment: memoryview) -> Digest:
+        digest = self._digest(segment)
+        if digest not in self._names and digest not in self._aside:
+            self._aside.put(digest, segment)
+        return digest
+
+    def _digest(self, segment: memoryview) -> Digest:
+        return xxhash.xxh3_128_digest(segment, self._seed)
+
+    def _buffer(self, batch: Batch) -> memoryview:
+        """Return room for a batch, of this thread's own: new memory would cost as much again."""
+        found = getattr(self._buffers, "buffer", None)
+        if found is None:
+            found = self._buffers.buffer = memoryview(bytearray(BATCH * images.PAGE))
+        return found[: batch.size]
+
+    # While it runs again
+
+    def complete(self, members: Mapping[str, Path]) -> None:
+        """Change the pagemaps of what was taken to those of a dump that was not lazy."""
+        for taken in self._taken.values():
+            path = members[taken.map_name]
+            path.write_bytes(images.completed(path.read_bytes(), path.name))
+
+    def add(self, name: str) -> Member | None:
+        """Add a file of pages that was taken; None if there is none of this name."""
+        taken = self._taken.get(name)
+        if taken is None:
+            return None
+        for some in _slices(taken.digests):
+            missing = {one: self._aside.get(one) for one in some if one not in self._names}
+            if missing:
+                self._store(missing)
+        names = [self._names[digest] for digest in taken.digests]
+        return self._writer.of_segments(name, taken.size, names)
+
+    def close(self) -> None:
+        """Forget what was laid aside; may be repeated."""
+        self._pool.shutdown(cancel_futures=True)
+        self._aside.close()
+
+
+def _slices(digests: Sequence[Digest]) -> Iterator[Sequence[Digest]]:
+    for start in range(0, len(digests), _SEGMENTS):
+        yield digests[start : start + _SEGMENTS]
