@@ -16,8 +16,6 @@ COUNTER = "a static process that counts"
 REDIS = "Redis with a client"
 TREE = "a process tree with pipes and a terminal"
 NAMES = {"counter": COUNTER, "redis": REDIS, "tree": TREE}
-AS_ONE = ("stop",)
-"""The modes in which one command moves all three; in the others each has its own."""
 COUNTS_AT, SERVES_AT = "10.88.0.21", "10.88.0.24"
 COUNT = (
     "nc -ll -p 7000 -e cat & i=0; while true; do i=$((i+1)); echo $i >> /data/count; usleep 50000; "
@@ -79,7 +77,7 @@ class Travellers:
         self.at = machine
 
     def move(self, target: Machine, mode: str) -> dict[str, float | None]:
-        """Move all three, as one or one after the other, and look at them from outside.
+        """Move all three as one, and look at them from outside.
 
         Return how long each was not to be reached, in seconds; a terminal's is not measured.
 
@@ -102,8 +100,7 @@ class Travellers:
                 assert client.ask("before", patience=PATIENCE)["answers"] > 0
             counted = count(source)
 
-            for names in (",".join(NAMES),) if mode in AS_ONE else NAMES:
-                assert mode == source.migrate(names, target, mode)
+            assert mode == source.migrate(",".join(NAMES), target, mode)
 
             windows = [client.ask("moved", patience=PATIENCE) for client in (echo, writer)]
             writer.ask("after", patience=PATIENCE)
