@@ -181,10 +181,12 @@ class Lab:
     def ssh(self, guest: Guest, argv: Sequence[str] = (), *, terminal: bool = False) -> list[str]:
         """Return the command that runs `argv` in a guest, or a shell there.
 
-        `argv` are words for the guest's shell, as with ssh itself.
+        `argv` are words for the guest's shell, as with ssh itself. It ends with who runs it: by
+        itself ssh would wait for a guest that is gone.
         """
         options = ["-F", str(self.directory / "ssh_config"), *(["-tt"] if terminal else [])]
-        return [*self.enter("--net"), "ssh", *options, guest.name, *argv]
+        mortal = ["setpriv", "--pdeathsig", "KILL"]
+        return [*mortal, *self.enter("--net"), "ssh", *options, guest.name, *argv]
 
     def run(
         self, guest: Guest, argv: Sequence[str], *, timeout: float

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.cluster
 OLD = GUESTS["old"]
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 OWNER = """
+import subprocess
 import sys
 sys.path[:0] = sys.argv[1:3]
 from guest_lab import Lab
@@ -31,6 +32,7 @@ lab.start([GUESTS["old"]], leash=True)
 with this_machine(lab) as here:
     here.pymigrate("image", "import", programs.archives()["small"], "small")
     here.pymigrate("run", "-d", "--name", "left", "small", "sleep", "1000000")
+    ssh = subprocess.Popen(lab.ssh(GUESTS["old"], ["sleep 1000000"]), stderr=subprocess.DEVNULL)
     print(here.entry.name, flush=True)
     sys.stdin.read()
 """
@@ -94,5 +96,5 @@ def test_a_killed_owner_takes_guests_and_containers_along_and_the_next_run_the_r
     assert name in sweep()
     assert entry in registry.sweep()
 
-    assert [] == found(name)
+    assert registry.wait_for(lambda: not found(name), PATIENCE), found(name)
     assert [] == cgroups_of(entry)
