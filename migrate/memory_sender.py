@@ -328,10 +328,6 @@ class MemorySender:
                 if not self._outbox.has_piece:
                     break
                 piece = self._outbox.next()
-                if self._complete:  # nobody needs it any more
-                    self._outbox.give_back(piece.buffer)
-                    self._changed.notify_all()
-                    continue
             packed = None if piece.packing is None else piece.packing.result()
             wire = piece.length if packed is None else len(packed)
             with self._changed:
@@ -350,13 +346,9 @@ class MemorySender:
         if self._ended:
             return True
         if self._outbox.has_piece:
+            # Who has all of it does not say any more what it takes.
             return self._complete or self._pace.may_send
         return self._all_read
-
-    def _may_send(self) -> bool:
-        # Who has all of it does not say any more what it takes.
-        open_window = self._pace.may_send or self._complete
-        return self._ended or (self._outbox.has_piece and open_window)
 
     # What is sent.
 

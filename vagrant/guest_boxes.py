@@ -27,7 +27,7 @@ def make(guests: Sequence[Guest], directory: Path) -> None:
         # Vagrant's own network is on the first card, the hosts' on the second.
         words = kernel_command_line(guest, card="eth1")
         (directory / f"{guest.name}.cmdline").write_text(f"{words}\n")
-        seed(guest, directory)
+        seed(guest, image.base, directory)
         pack(image.disk, directory / f"{guest.name}.box")
 
 

@@ -26,7 +26,7 @@ from guest_seed import make_keys, seed, ssh_config
 from guests import CLIENT_ADDRESS, GUESTS, PREFIX, STATE, Guest, Release
 
 BRIDGE = "pymigrate0"  # of the name that containers look for: this machine can be a host there, too
-PATIENCE = 300.0  # seconds for a guest to come up; a busy machine emulates slowly
+PATIENCE = 900.0  # seconds for guests to come up; a busy machine emulates slowly
 
 
 class Lab:
@@ -37,6 +37,7 @@ class Lab:
         self.directory = STATE / name
         self._holder: subprocess.Popen[bytes] | None = None
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._booting: list[Machine] = []
 
     @property
     def holder(self) -> int | None:
@@ -67,28 +68,31 @@ class Lab:
         What is returned is what they run from. With `leash` the lab ends when this process does,
         however it does.
         """
+        images = self.start(guests, leash=leash)
+        self.wait()
+        return images
+
+    def start(self, guests: Sequence[Guest], *, leash: bool = False) -> dict[Release, Image]:
+        """Do as `up` does, but return as soon as their machines run."""
         guest_images.provide_programs(guest.release for guest in guests)
         images = guest_images.build_all(guest.release for guest in guests)
         if self.holder is None:
             self.down()  # what a killed one left
             self._make_network(leash=leash)
-        fresh = [guest for guest in guests if not self.is_running(guest)]
-        machines = [
-            Machine(
-                guest,
-                images[guest.release],
-                seed(guest, self.directory),
-                self.console(guest),
-                guest_machines.accelerator(guest, images[guest.release]),
-            )
-            for guest in fresh
-        ]
-        for machine in machines:
-            self._start(machine)
-        deadline = time.monotonic() + PATIENCE
-        for machine in machines:
-            self._wait_for(machine, deadline)
+        for guest in guests:
+            if not self.is_running(guest):
+                image = images[guest.release]
+                accelerator = guest_machines.accelerator(guest, image)
+                disk = seed(guest, image.base, self.directory)
+                self._start(Machine(guest, image, disk, self.console(guest), accelerator))
         return images
+
+    def wait(self) -> None:
+        """Wait until each guest that was started here answers by SSH."""
+        deadline = time.monotonic() + PATIENCE
+        while self._booting:
+            self._wait_for(self._booting[0], deadline)
+            self._booting.pop(0)
 
     def _make_network(self, *, leash: bool) -> None:
         self.directory.mkdir(mode=0o700, parents=True)
@@ -137,6 +141,7 @@ class Lab:
                 stderr=log,
                 start_new_session=True,
             )
+        self._booting.append(machine)
 
     def _has_interface(self, name: str) -> bool:
         show = [*self.enter("--net"), "ip", "link", "show", "dev", name]
@@ -150,7 +155,7 @@ class Lab:
                 raise SetupError(f"guest {guest.name} did not come up", self._last_words(guest))
             select.select([], [], [], 0.1)  # a file of QEMU's: nothing to wait on
         while time.monotonic() < deadline:
-            if self.run(guest, ["true"], timeout=30).returncode == 0:
+            if self.run(guest, ["true"], timeout=60).returncode == 0:
                 return
             select.select([], [], [], 0.2)
         raise SetupError(f"guest {guest.name} does not answer by SSH", self._last_words(guest))
@@ -176,10 +181,12 @@ class Lab:
     def ssh(self, guest: Guest, argv: Sequence[str] = (), *, terminal: bool = False) -> list[str]:
         """Return the command that runs `argv` in a guest, or a shell there.
 
-        `argv` are words for the guest's shell, as with ssh itself.
+        `argv` are words for the guest's shell, as with ssh itself. It ends with who runs it: by
+        itself ssh would wait for a guest that is gone.
         """
         options = ["-F", str(self.directory / "ssh_config"), *(["-tt"] if terminal else [])]
-        return [*self.enter("--net"), "ssh", *options, guest.name, *argv]
+        mortal = ["setpriv", "--pdeathsig", "KILL"]
+        return [*mortal, *self.enter("--net"), "ssh", *options, guest.name, *argv]
 
     def run(
         self, guest: Guest, argv: Sequence[str], *, timeout: float
@@ -211,6 +218,7 @@ class Lab:
         for process in self._started.values():
             process.wait()
         self._started.clear()
+        self._booting.clear()
         if self.directory.exists():
             shutil.rmtree(self.directory)
         if STATE.exists() and not any(STATE.iterdir()):

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
+import guest_images
 from guest_lab import Lab, sweep
 from guests import GUESTS
 from tests.cluster import programs
 from tests.cluster.cluster import Machine, Outside
 from tests.cluster.matrix import FULL
 from tests.cluster.results import Results
+from tests.cluster.travellers import CLEAN, Give
 
 collect_ignore = [] if FULL else ["test_arm.py", "test_vagrant.py"]
+
+
+FOUND = pytest.StashKey[Results]()
+
+
+def found(config: pytest.Config) -> Results:
+    """Return what this run has found so far."""
+    return config.stash.setdefault(FOUND, Results())
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +34,16 @@ def guests(request: pytest.FixtureRequest) -> Iterator[dict[str, Machine]]:
     The lab ends with this process, even if it is killed; the next run removes its directory.
     """
     sweep()
-    wanted = sorted({name for item in request.session.items for name in named(item)})
+    wanted = [GUESTS[name] for name in sorted({n for i in request.session.items for n in named(i)})]
     lab = Lab(f"test-{os.getpid()}")
     try:
-        images = lab.up([GUESTS[name] for name in wanted], leash=True)
-        yield {name: Machine(lab, GUESTS[name], images[GUESTS[name].release]) for name in wanted}
+        with found(request.config).phase("images"):
+            guest_images.provide_programs(guest.release for guest in wanted)
+            images = guest_images.build_all(guest.release for guest in wanted)
+            programs.archives()
+        with found(request.config).phase("boot"):
+            lab.up(wanted, leash=True)
+        yield {guest.name: Machine(lab, guest, images[guest.release]) for guest in wanted}
     finally:
         lab.down()
 
@@ -47,7 +62,7 @@ def outside(guests: dict[str, Machine]) -> Outside:
 
 
 @pytest.fixture(scope="session")
-def image(guests: dict[str, Machine]) -> Callable[[Machine, str], str]:
+def image(guests: dict[str, Machine]) -> Give:
     """Return a function that gives a guest an image of programs.py, once, and returns its name."""
     archives = programs.archives()
     have: set[tuple[str, str]] = set()
@@ -62,35 +77,24 @@ def image(guests: dict[str, Machine]) -> Callable[[Machine, str], str]:
     return give
 
 
-FOUND = pytest.StashKey[Results]()
-
-
 @pytest.fixture
 def results(request: pytest.FixtureRequest) -> Iterator[Results]:
     """Collect what was found; the tables are written after each test, in case of a killed run."""
-    found = request.config.stash.setdefault(FOUND, Results())
-    yield found
-    found.write()
+    yield found(request.config)
+    found(request.config).write()
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the tables of this run."""
-    for table, rows in config.stash.get(FOUND, Results()).tables():
+    """Print the tables of this run, and where its time went."""
+    results = found(config)
+    for name, seconds in results.phases.items():
+        terminalreporter.write_line(f"{name}: {seconds:.0f} s")
+    for table, rows in results.tables():
         if rows:
             terminalreporter.section(f"{table.name}; also in docs/kernels.md")
             terminalreporter.write_line("\n".join([table.head, *rows]))
-
-
-CLEAN = """
-cd "$PYMIGRATE_ROOT" 2>/dev/null || exit 0
-if [ -n "$(ls containers 2>/dev/null)" ]; then
-  [ -z "$(ls migrations 2>/dev/null)" ] || pymigrate recover || exit
-  for name in $(ls containers); do pymigrate rm -f "$name" || exit; done
-fi
-rm -rf migrations/*
-"""
 
 
 @pytest.fixture

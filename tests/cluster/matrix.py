@@ -1,27 +1,37 @@
 """Which moves are tried: by every run, and by a full one.
 
-A mode of `migrate --mode` that is added to MODES is tried everywhere from then on: in one pair by
-each run, in every pair by `./test --kernels=full`.
+A round goes over every ordered pair of kernels and both directions of cgroup v1 and v2 once, and
+ends where it began: so what travels need not be begun anew for each move.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
 MODES = ("stop", "pre", "post", "hybrid")
 KERNELS = ("old", "middle", "new")
-PAIRS = tuple((source, target) for source in KERNELS for target in KERNELS if source != target)
-CGROUPS = (("old-v1", "new"), ("new", "old-v1"))
+PAIRS = {(source, target) for source in KERNELS for target in KERNELS if source != target}
+CGROUPS = {("old-v1", "new"), ("new", "old-v1")}
+ROUND = ("old", "middle", "old", "new", "old-v1", "new", "middle", "new", "old")
 FULL = os.environ.get("PYMIGRATE_CLUSTER") == "full"
-Pairs = Sequence[tuple[str, str]]
+Leg = tuple[str, str, str]
 
 
-def moves(pairs: Pairs, modes: Sequence[str] = MODES[:1]) -> pytest.MarkDecorator:
-    """Parametrize a test by `source`, `target` and `mode`; a full run takes all there are."""
-    if FULL:
-        pairs, modes = (*PAIRS, *CGROUPS), MODES
-    cases = [(source, target, mode) for mode in modes for source, target in pairs]
-    return pytest.mark.parametrize(("source", "target", "mode"), cases)
+def journey(*, full: bool) -> list[Leg]:
+    """List the moves in the order of travel: source, target, and how memory goes.
+
+    A full one is a round in each mode. The other is a round in the first mode, and then goes from
+    the oldest kernel to the newest in every other.
+    """
+    modes = MODES if full else MODES[:1]
+    legs = [(*leg, mode) for mode in modes for leg in pairwise(ROUND)]
+    if not full:
+        there, back = ("old", "new"), ("new", "old")
+        legs += [(*leg, mode) for mode in MODES[1:] for leg in (there, back)][:-1]
+    return legs
+
+
+travels = pytest.mark.parametrize(("source", "target", "mode"), journey(full=FULL))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -92,10 +95,18 @@ class Refused:
 
 @dataclass
 class Results:
-    """All that a run found."""
+    """All that a run found, and the seconds of what it did beside its tests."""
 
     moves: list[Move] = field(default_factory=list)
     refusals: list[Refused] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note how many seconds the with block takes."""
+        began = time.monotonic()
+        yield
+        self.phases[name] = time.monotonic() - began
 
     def begin(self, move: Move) -> Move:
         """Note that a move begins."""

@@ -11,7 +11,7 @@ import pytest
 
 from guest_lab import Lab
 from guests import GUESTS, SOURCE, VENV
-from tests.cluster.cluster import Machine, Outside
+from tests.cluster.cluster import PATIENCE, Machine, Outside, mode_of
 from tests.cluster.results import Move, Results
 from tests.lab.client import Client
 
@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 ADDRESS = "10.88.0.23"
+RATE = ("--rate", "20", "--timeout", str(PATIENCE))
 RUNTIME = (
     *("tests/unit/test_syscalls.py", "tests/unit/test_namespaces.py", "tests/unit/test_mounts.py"),
     *("tests/unit/test_seccomp.py", "tests/unit/test_cgroups.py", "tests/contract/test_cgroups.py"),
@@ -87,18 +88,19 @@ def test_counter_is_written_down_and_goes_on(arm: Machine) -> None:
 def test_counter_moves_between_two_machines(lab: Lab, arm: Machine, results: Results) -> None:
     here, there = machines(lab)
     here.pymigrate("run", "-d", "--name", "counter", "--ip", ADDRESS, "small", "sh", "-c", COUNT)
-    with Client(Outside(lab), "echo", ADDRESS, 7000, "--rate", "20") as echo:
-        echo.ask("before")
+    with Client(Outside(lab), "echo", ADDRESS, 7000, *RATE) as echo:
+        echo.ask("before", patience=PATIENCE)
         counted = int(here.pymigrate("exec", "counter", "tail", "-n", "1", "/data/count").stdout)
         program = "a static process that counts, on aarch64"
-        row = results.begin(Move(here, there, "stop", program, there.criu))
+        row = results.begin(Move(here, there, "auto", program, there.criu))
 
-        here.pymigrate("migrate", "counter", there.name)
+        said = here.pymigrate("--json", "migrate", "counter", there.name)
 
-        moved = echo.ask("moved")
-        said = echo.finish()
+        row.mode = mode_of(said.stdout)
+        moved = echo.ask("moved", patience=PATIENCE)
+        last = echo.finish(patience=PATIENCE)
     assert counted < int(
         there.pymigrate("exec", "counter", "tail", "-n", "1", "/data/count").stdout
     )
-    assert echo.ready["local_port"] == said["local_port"]
+    assert echo.ready["local_port"] == last["local_port"]
     row.result, row.blackout = "ok", float(moved["longest_gap"])

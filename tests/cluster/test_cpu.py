@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pymigrate.migrate import cpu, facts
 from tests.cluster import programs
-from tests.cluster.cluster import Machine, Outside
+from tests.cluster.cluster import PATIENCE, Machine, Outside
 from tests.cluster.results import Move, Results
-from tests.cluster.this_machine import ThisMachine, sshd
+from tests.cluster.this_machine import ThisMachine
+from tests.cluster.this_machine import this_machine as host_of
+from tests.cluster.travellers import Give
 from tests.lab.client import Client
 
 pytestmark = pytest.mark.cluster
 
 ADDRESS = "10.88.0.22"
+RATE = ("--rate", "50", "--timeout", str(PATIENCE))
 REDIS = ("redis-server", "--bind", ADDRESS, "--protected-mode", "no", "--save", "")
 HERE = facts.cpu_features(Path("/proc/cpuinfo").read_text())
-Give = Callable[[Machine, str], str]
 
 
 @pytest.mark.parametrize(("source", "target"), [("new", "new-bare")])
@@ -38,14 +38,14 @@ def test_redis_of_a_baseline_lives_on_a_lesser_cpu(
     here, there = guests[source], guests[target]
     run = ("run", "-d", "--name", "redis", "--ip", ADDRESS, "--cpu-baseline", "x86-64-v2")
     here.pymigrate(*run, image(here, "redis"), *REDIS)
-    with Client(outside, "redis-writer", ADDRESS, 6379, "--rate", "50") as writer:
+    with Client(outside, "redis-writer", ADDRESS, 6379, *RATE) as writer:
         program = "Redis of x86-64-v2, to a CPU of that"
-        row = results.begin(Move(here, there, "stop", program, there.criu_for(here)))
+        row = results.begin(Move(here, there, "auto", program, there.criu_for(here)))
 
-        here.migrate("redis", there, "stop")
+        row.mode = here.migrate("redis", there, row.mode)
 
-        answer = writer.ask("moved")
-        said = writer.finish()
+        answer = writer.ask("moved", patience=PATIENCE)
+        said = writer.finish(patience=PATIENCE)
     # A program that begins there finds the same environment.
     there.pymigrate("exec", "redis", "redis-cli", "-h", ADDRESS, "ping")
     assert 0 == said["lost"]
@@ -71,17 +71,9 @@ def test_without_a_baseline_the_same_move_kills_what_uses_more(
 @pytest.fixture
 def this_machine(guests: dict[str, Machine]) -> Iterator[ThisMachine]:
     """Return a pymigrate root on this machine, in the guests' network, with the image."""
-    lab = next(iter(guests.values())).lab
-    directory = Path(tempfile.mkdtemp(dir="/var/tmp", prefix="pymigrate-host-"))
-    here = ThisMachine(lab, directory / "root")
-    try:
-        with sshd(lab):
-            here.pymigrate("image", "import", programs.archives()["redis"], "redis")
-            yield here
-            for row in here.pymigrate_json("ps", "-a"):
-                here.pymigrate("rm", "-f", row["name"])
-    finally:
-        shutil.rmtree(directory)
+    with host_of(next(iter(guests.values())).lab) as here:
+        here.pymigrate("image", "import", programs.archives()["redis"], "redis")
+        yield here
 
 
 @pytest.mark.skipif(cpu.highest(HERE) is None, reason="this CPU is of no baseline")
@@ -100,21 +92,21 @@ def test_redis_goes_from_this_machine_to_a_guest_and_back(
     assert baseline is not None
     run = ("run", "-d", "--name", "redis", "--ip", ADDRESS, "--cpu-baseline", baseline.name)
     this_machine.pymigrate(*run, "redis", *REDIS)
-    with Client(outside, "redis-writer", ADDRESS, 6379, "--rate", "50") as writer:
-        writer.ask("before")
+    with Client(outside, "redis-writer", ADDRESS, 6379, *RATE) as writer:
+        writer.ask("before", patience=PATIENCE)
         program = f"Redis of {baseline.name}, from this machine"
-        there = results.begin(Move(this_machine, guest, "stop", program, guest.newest_criu))
+        there = results.begin(Move(this_machine, guest, "auto", program, guest.newest_criu))
 
-        this_machine.send("redis", guest)
+        there.mode = this_machine.send("redis", guest)
 
-        there.blackout = float(writer.ask("there")["longest_gap"])
+        there.blackout = float(writer.ask("there", patience=PATIENCE)["longest_gap"])
         program = f"Redis of {baseline.name}, back to this machine"
-        back = results.begin(Move(guest, this_machine, "stop", program, this_machine.criu))
+        back = results.begin(Move(guest, this_machine, "auto", program, this_machine.criu))
 
-        this_machine.take("redis", guest)
+        back.mode = this_machine.take("redis", guest)
 
-        back.blackout = float(writer.ask("back")["longest_gap"])
-        said = writer.finish()
+        back.blackout = float(writer.ask("back", patience=PATIENCE)["longest_gap"])
+        said = writer.finish(patience=PATIENCE)
     assert 0 == said["lost"]
     assert said["same_connection"]
     there.result = back.result = "ok"

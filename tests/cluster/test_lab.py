@@ -12,18 +12,29 @@ import pytest
 
 from guest_lab import Lab, sweep
 from guests import GUESTS
+from tests.cluster.cluster import PATIENCE
+from tests.lab import registry
 
 pytestmark = pytest.mark.cluster
 
 OLD = GUESTS["old"]
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 OWNER = """
+import subprocess
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:3]
 from guest_lab import Lab
 from guests import GUESTS
-Lab(sys.argv[2]).up([GUESTS["old"]], leash=True)
-print("up", flush=True)
-sys.stdin.read()
+from tests.cluster import programs
+from tests.cluster.this_machine import this_machine
+lab = Lab(sys.argv[3])
+lab.start([GUESTS["old"]], leash=True)
+with this_machine(lab) as here:
+    here.pymigrate("image", "import", programs.archives()["small"], "small")
+    here.pymigrate("run", "-d", "--name", "left", "small", "sleep", "1000000")
+    ssh = subprocess.Popen(lab.ssh(GUESTS["old"], ["sleep 1000000"]), stderr=subprocess.DEVNULL)
+    print(here.entry.name, flush=True)
+    sys.stdin.read()
 """
 
 
@@ -41,10 +52,16 @@ def found(name: str) -> list[str]:
     return [each for each in (*words, *mounts) if mark in each] + here
 
 
+def cgroups_of(entry: str) -> list[Path]:
+    """List this machine's cgroups that a registered owner has made."""
+    tops = [base / f"pymigrate-lab.{entry}" for base in registry.base_cgroups()]
+    return [path for top in tops for path in registry.subtree(top)]
+
+
 def test_down_leaves_nothing() -> None:
     lab = Lab(f"short-{os.getpid()}")
     interfaces = sorted(os.listdir("/sys/class/net"))  # noqa: PTH208  # names, not paths
-    lab.up([OLD])
+    lab.start([OLD])
     try:
         assert lab.is_running(OLD)
         assert interfaces == sorted(os.listdir("/sys/class/net"))  # noqa: PTH208
@@ -53,28 +70,31 @@ def test_down_leaves_nothing() -> None:
     assert [] == found(lab.name)
 
 
-def test_a_killed_owner_takes_the_guests_along_and_the_next_run_the_rest() -> None:
+def test_a_killed_owner_takes_guests_and_containers_along_and_the_next_run_the_rest() -> None:
     name = f"killed-{os.getpid()}"
-    vagrant = Path(__file__).resolve().parent.parent.parent / "vagrant"
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER, vagrant, name],
+        [sys.executable, "-c", OWNER, REPOSITORY, REPOSITORY / "vagrant", name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as owner:
         assert owner.stdout is not None
-        assert owner.stdout.readline() == "up\n"
+        entry = owner.stdout.readline().strip()
+        assert entry
+        assert any("pymigrate/" in str(path) for path in cgroups_of(entry))
         holder = Lab(name).holder
         assert holder is not None
         pidfd = os.pidfd_open(holder)
         try:
             owner.kill()
-            readable, _, _ = select.select([pidfd], [], [], 30)
+            readable, _, _ = select.select([pidfd], [], [], PATIENCE)
         finally:
             os.close(pidfd)
     assert readable, "the lab has outlived its owner"
     assert Lab(name).holder is None
 
     assert name in sweep()
+    assert entry in registry.sweep()
 
-    assert [] == found(name)
+    assert registry.wait_for(lambda: not found(name), PATIENCE), found(name)
+    assert [] == cgroups_of(entry)

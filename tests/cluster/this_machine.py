@@ -1,4 +1,9 @@
-"""This machine as one more host of the guests: pymigrate on its own kernel, and an sshd."""
+"""This machine as one more host of the guests: pymigrate on its own kernel, and an sshd.
+
+What runs of it is in the lab's namespaces, and what it writes is in the lab's directory: it ends
+with the lab, however that ends. Only its cgroups are this machine's; they are registered as those
+of tests/lab are, and so swept up by the next run if this one is killed.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +20,31 @@ from guest_lab import Lab
 from guests import CLIENT_ADDRESS
 from pymigrate.checkpoint import criu
 from pymigrate.runtime import cgroups
-from tests.cluster.cluster import PATIENCE, Machine
-from tests.lab.registry import LabError
+from tests.cluster.cluster import PATIENCE, Machine, mode_of
+from tests.lab.host import JOIN, Process
+from tests.lab.registry import Entry, LabError
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)
 class ThisMachine:
-    """A pymigrate root on this machine, in the network of a lab."""
+    """A pymigrate root on this machine, in the namespaces of a lab and below cgroups of its own."""
 
     lab: Lab
-    root: Path
+    entry: Entry
     name: str = CLIENT_ADDRESS
+
+    @property
+    def root(self) -> Path:
+        """Where pymigrate keeps everything."""
+        return self.lab.directory / "this-machine"
+
+    def enter(self) -> list[str]:
+        """Return the words before a command that is to run as on this host."""
+        files = [str(cgroup / "cgroup.procs") for cgroup in self.entry.place("this-machine")]
+        namespaces = self.lab.enter("--net", "--mount", "--pid")
+        return ["sh", "-c", JOIN, "enter", *files, "--", *namespaces]
 
     @property
     def kernel(self) -> str:
@@ -52,7 +69,7 @@ class ThisMachine:
 
         """
         said = subprocess.run(
-            [*self.lab.enter("--net"), CHECKOUT / "pymigrate", "--root", self.root, *argv],
+            [*self.enter(), CHECKOUT / "pymigrate", "--root", self.root, *argv],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -67,33 +84,57 @@ class ThisMachine:
         """Run `pymigrate --json ARGV...` on it and return the document that it printed."""
         return json.loads(self.pymigrate("--json", *argv).stdout)
 
-    def send(self, name: str, target: Machine, *options: str) -> None:
-        """Move a container from here to a guest, with a CRIU there that reads what ours writes."""
+    def send(self, name: str, target: Machine, *options: str) -> str:
+        """Move a container from here to a guest, with a CRIU there that reads what ours writes.
+
+        Return the mode that it came to.
+        """
         target.choose_criu(target.newest_criu)
         config = self.lab.directory / "ssh_config"
-        self.pymigrate("migrate", "--ssh-config", config, *options, name, target.name)
+        words = ("--json", "migrate", "--ssh-config")
+        return mode_of(self.pymigrate(*words, config, *options, name, target.name).stdout)
 
-    def take(self, name: str, source: Machine, *options: str) -> None:
-        """Move a container from a guest to here."""
+    def take(self, name: str, source: Machine, *options: str) -> str:
+        """Move a container from a guest to here. Return the mode that it came to."""
         source.choose_criu(source.criu)
-        remote = ("--remote-root", self.root, "--remote-command", CHECKOUT / "pymigrate")
-        source.pymigrate("migrate", *remote, *options, name, f"root@{CLIENT_ADDRESS}")
+        remote: tuple[str | Path, ...] = (
+            "--remote-root",
+            self.root,
+            "--remote-command",
+            CHECKOUT / "pymigrate",
+        )
+        words = (*remote, *options, name, f"root@{CLIENT_ADDRESS}")
+        return mode_of(source.pymigrate("--json", "migrate", *words).stdout)
 
 
 @contextmanager
-def sshd(lab: Lab) -> Iterator[None]:
+def this_machine(lab: Lab) -> Iterator[ThisMachine]:
+    """Make this machine a host of the lab for the time of the with block."""
+    entry = Entry.make(1)
+    try:
+        here = ThisMachine(lab, entry)
+        with sshd(here):
+            yield here
+            for row in here.pymigrate_json("ps", "-a"):
+                here.pymigrate("rm", "-f", row["name"])
+    finally:
+        entry.remove()
+
+
+@contextmanager
+def sshd(here: ThisMachine) -> Iterator[None]:
     """Let the guests' root log in here, by the lab's keys and on the lab's network only."""
-    config = lab.directory / "sshd_config"
+    directory = here.lab.directory
+    config = directory / "sshd_config"
     config.write_text(
-        f"ListenAddress {CLIENT_ADDRESS}\nHostKey {lab.directory}/host\nPidFile none\n"
-        f"AuthorizedKeysFile {lab.directory}/user.pub\nStrictModes no\nUsePAM no\n"
+        f"ListenAddress {CLIENT_ADDRESS}\nHostKey {directory}/host\nPidFile none\n"
+        f"AuthorizedKeysFile {directory}/user.pub\nStrictModes no\nUsePAM no\n"
         "PermitRootLogin prohibit-password\nPasswordAuthentication no\nUseDNS no\n"
         "KbdInteractiveAuthentication no\nPrintMotd no\nPrintLastLog no\n"
     )
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on it
-    words = ["setpriv", "--pdeathsig", "KILL", *lab.enter("--net")]
-    with subprocess.Popen(
-        [*words, "/usr/sbin/sshd", "-D", "-e", "-f", config],
+    with Process(
+        [*here.enter(), "/usr/sbin/sshd", "-D", "-e", "-f", str(config)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -36,7 +36,7 @@ def tell(event: str, **fields: object) -> None:
 
 def connect(host: str, port: int) -> socket.socket:
     """Open the connection; what is small is sent at once."""
-    connection = socket.create_connection((host, port), timeout=TIMEOUT)
+    connection = socket.create_connection((host, port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
@@ -207,7 +207,7 @@ def redis_writer(arguments: argparse.Namespace) -> None:
     gaps = Gaps()
 
     def write() -> None:
-        if redis.ask("SET", f"written:{gaps.total}", f"value {gaps.total}") != b"OK":
+        if redis.ask("SET", f"{arguments.keys}:{gaps.total}", f"value {gaps.total}") != b"OK":
             raise ServerError("SET was not acknowledged by OK")
 
     write()
@@ -215,7 +215,8 @@ def redis_writer(arguments: argparse.Namespace) -> None:
     tell("ready", **before)
     work(write, Pace(arguments.rate), gaps, Orders())
     after = redis.identity()
-    lost = [number for number, value in read_back(redis, gaps.total) if value != number]
+    found = read_back(redis, arguments.keys, gaps.total)
+    lost = [number for number, value in found if value != number]
     tell(
         "done",
         acknowledged=gaps.total,
@@ -226,11 +227,11 @@ def redis_writer(arguments: argparse.Namespace) -> None:
     )
 
 
-def read_back(redis: Redis, total: int) -> Iterator[tuple[int, int | None]]:
+def read_back(redis: Redis, keys: str, total: int) -> Iterator[tuple[int, int | None]]:
     """Read every written key; yield its number and the number that it holds."""
     for start in range(0, total, 1000):
         numbers = range(start, min(start + 1000, total))
-        values = redis.ask("MGET", *(f"written:{number}" for number in numbers))
+        values = redis.ask("MGET", *(f"{keys}:{number}" for number in numbers))
         assert isinstance(values, list)
         for number, value in zip(numbers, values, strict=True):
             yield number, int(value.split()[1]) if value else None
@@ -519,7 +520,10 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=64)
     parser.add_argument("--path", default="/")
     parser.add_argument("--user", default="postgres")
+    parser.add_argument("--keys", default="written", help="how they begin")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT)
     arguments = parser.parse_args()
+    socket.setdefaulttimeout(arguments.timeout)
     try:
         CLIENTS[arguments.client](arguments)
     except (OSError, ServerError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import guest_seed
 from guest_images import Image
 from guest_roots import Base
 from guests import BARE_CPU, CPU, GUESTS
+from tests.cluster.matrix import CGROUPS, MODES, PAIRS, journey
 
 
 @pytest.fixture
@@ -42,16 +43,10 @@ def test_kvm_gets_the_hosts_cpu_unless_a_poor_one_is_wanted(
     assert given == command[command.index("-cpu") + 1]
 
 
-@pytest.mark.parametrize(
-    ("name", "taken"),
-    [
-        ("opt/pymigrate/source/runtime/spec.py", True),
-        ("opt/pymigrate/source/runtime/__pycache__", False),
-        ("opt/pymigrate/source/runtime/.ruff_cache", False),
-    ],
-)
-def test_seed_leaves_caches_out(name: str, *, taken: bool) -> None:
-    assert taken == (guest_seed.ours(tarfile.TarInfo(name)) is not None)
+def test_seed_leaves_caches_out(tmp_path: Path) -> None:
+    names = ["spec.py", "py.typed", "__pycache__", ".ruff_cache"]
+
+    assert {"__pycache__", ".ruff_cache"} == guest_seed.CACHES(str(tmp_path), names)
 
 
 def test_an_arm_guest_is_another_machine_and_is_never_accelerated_here(image: Image) -> None:
@@ -74,3 +69,24 @@ def test_a_guest_whose_root_lacks_a_capability_is_told_so() -> None:
         "lacks" in word
         for word in guest_machines.kernel_command_line(GUESTS["new"], card="eth0").split()
     )
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_journey_goes_on_from_where_it_is(*, full: bool) -> None:
+    legs = journey(full=full)
+
+    assert all(arrived == source for (_, arrived, _), (source, _, _) in pairwise(legs))
+    assert len(legs) == len(set(legs))
+
+
+def test_every_run_tries_each_pair_in_stop_mode_and_one_pair_in_each() -> None:
+    legs = journey(full=False)
+
+    assert PAIRS | CGROUPS == {(source, target) for source, target, mode in legs if mode == "stop"}
+    assert {("old", "new", mode) for mode in MODES} <= set(legs)
+
+
+def test_a_full_run_tries_each_pair_in_each_mode() -> None:
+    legs = journey(full=True)
+
+    assert set(legs) == {(*pair, mode) for pair in PAIRS | CGROUPS for mode in MODES}
