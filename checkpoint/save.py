@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pymigrate.checkpoint import archive, criu, dump, podman, scan
+from pymigrate.checkpoint import archive, dump, podman, scan
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.requests import DUMP_LOG, DumpOptions
 from pymigrate.checkpoint.staging import staging
@@ -168,7 +168,7 @@ def _take_down(
     container: Container,
     stage: Path,
     options: DumpOptions,
-    prepared: criu.Prepared,
+    prepared: dump.PreparedDump,
     saved: Saved,
 ) -> tuple[dict[str, Path], dump.HeldDump]:
     """Dump the frozen container and copy its files; returns the files of the archive."""
