@@ -34,6 +34,7 @@ class Manifest:
     spec: spec.Spec
     members: Mapping[str, int]
     lazy: bool = False  # private memory is not in the images: whoever restores it has a pager
+    inside: bool = False  # by a CRIU in the container's network: only one that is there restores it
 
     @property
     def external_mounts(self) -> tuple[str, ...]:
@@ -45,6 +46,7 @@ class Manifest:
         return RestoreOptions(
             tcp=self.tcp,
             network=self.record.network.is_own,
+            inside=self.inside,
             descriptors=self.descriptors,
             mounts=(
                 *((v.destination, v.source) for v in self.record.volumes),
@@ -76,6 +78,7 @@ class Manifest:
             "spec": spec.to_document(self.spec),
             "members": dict(self.members),
             "lazy": self.lazy,
+            "inside": self.inside,
         }
         return json.dumps(document, indent=1).encode()
 
@@ -111,6 +114,7 @@ class Manifest:
                 spec=spec.parse(document["spec"]),
                 members={str(name): int(size) for name, size in document["members"].items()},
                 lazy=document.get("lazy", False) is True,
+                inside=document.get("inside", False) is True,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadArchive(f"the manifest is damaged: {error!r}") from error

@@ -46,6 +46,7 @@ class DumpOptions:
     tcp: str = "established"
     leave_running: bool = False
     lazy: bool = False  # leave the memory where it is: runtime/memory.py reads it there
+    inside: bool = False  # by a CRIU in the container's own network, where that is possible
     debug: bool = False
     skip: tuple[str, ...] = ()  # findings of scan.py in spite of which it is tried
 
@@ -65,6 +66,7 @@ class Subject:
     freezer: str
     cut_off: bool = False  # the cable is unplugged: CRIU need not lock the network
     own_users: bool = False
+    inside: bool = False  # CRIU is in the container's network, so it takes none of it
 
 
 def dump_fields(
@@ -72,7 +74,7 @@ def dump_fields(
 ) -> dict[str, object]:
     """Return the fields of a DUMP request; ``config`` is the path of LAZY_CONFIG's text."""
     external = [f"mnt[{mount}]:{mount}" for mount in subject.mounts]
-    if subject.network_inode is not None and not subject.own_users:
+    if subject.network_inode is not None and not subject.own_users and not subject.inside:
         external.append(f"net[{subject.network_inode}]:{NETWORK}")
     return {
         "images_dir_fd": images_fd,
@@ -113,6 +115,7 @@ class RestoreOptions:
 
     tcp: str = "established"
     network: bool = True
+    inside: bool = False  # it was written down inside its network, and so must it come back
     descriptors: tuple[str, ...] = ()
     mounts: tuple[tuple[str, str], ...] = ()
     own_users: bool = False
@@ -127,6 +130,7 @@ class Inherited:
     network: int | None
     stdio: Mapping[str, int]
     cut_off: bool = False  # the cable is unplugged: CRIU need not lock the network
+    inside: bool = False  # CRIU is in the container's network: what it restores inherits that
 
 
 def restore_fields(
@@ -139,7 +143,7 @@ def restore_fields(
         if name in inherited.stdio
     ]
     own_network = options.network and inherited.network is not None
-    if own_network and not options.own_users:
+    if own_network and not options.own_users and not options.inside:
         inherit.append({"key": NETWORK, "fd": inherited.network})
     return {
         "images_dir_fd": images_fd,

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pymigrate.checkpoint import criu, diagnosis
+from pymigrate.checkpoint.dump import can_be_inside
 from pymigrate.checkpoint.requests import (
     RESTORE_LOG,
     SKIPS_SINCE,
@@ -40,8 +41,11 @@ class PreparedRestore(criu.Prepared):
         self.inherited = inherited
 
 
-def prepare(container: Container) -> PreparedRestore:
-    """Do what needs neither images nor files: start CRIU where the container is to run."""
+def prepare(container: Container, *, inside: bool = False) -> PreparedRestore:
+    """Do what needs neither images nor files: start CRIU where the container is to run.
+
+    With ``inside`` it is started in the container's network too, for what was dumped from there.
+    """
     with ExitStack() as stack:
         supervision = stack.enter_context(container.supervision())
         passed: list[int] = []
@@ -53,11 +57,13 @@ def prepare(container: Container) -> PreparedRestore:
 
         network = inherit(supervision.netns()) if container.record.network.is_own else None
         stdio = {name: inherit(fd) for name, fd in supervision.stdio().items()}
+        inside = inside and can_be_inside(container)
         session = criu.Session.start(
-            lambda argv, fds: supervision.spawn(argv, fds, in_cgroup=True), passed
+            lambda argv, fds: supervision.spawn(argv, fds, in_cgroup=True, in_network=inside),
+            passed,
         )
     cut_off = network is not None and criu.find().number >= SKIPS_SINCE
-    return PreparedRestore(session, Inherited(network, stdio, cut_off))
+    return PreparedRestore(session, Inherited(network, stdio, cut_off, inside))
 
 
 def hold(
@@ -74,7 +80,15 @@ def hold(
     with ExitStack() as stack:
         supervision = stack.enter_context(container.supervision())
         supervision.mount()
-        prepared = prepared or prepare(container)
+        if prepared is not None and prepared.inherited.inside != options.inside:
+            prepared.close()
+            prepared = None
+        prepared = prepared or prepare(container, inside=options.inside)
+        if options.inside and not prepared.inherited.inside:
+            prepared.close()
+            raise RestoreFailed(
+                "it was written down inside its network, and criu cannot be started in there"
+            )
         session = stack.enter_context(prepared.take())
         _give(images, container.spec)
         work = container.directory / "criu"

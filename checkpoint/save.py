@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from pymigrate.checkpoint import archive, criu, dump, new_file, podman, scan
+from pymigrate.checkpoint import archive, dump, new_file, podman, scan
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.protection import Protection
 from pymigrate.checkpoint.requests import DUMP_LOG, DumpOptions
@@ -191,7 +191,7 @@ def _take_down(
     container: Container,
     stage: Path,
     options: DumpOptions,
-    prepared: criu.Prepared,
+    prepared: dump.PreparedDump,
     saved: Saved,
     memory: MemoryTaker | None,
 ) -> tuple[dict[str, Path], dump.HeldDump]:

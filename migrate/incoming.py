@@ -166,7 +166,7 @@ class Incoming:
                 keeper = undo.enter_context(container.prepare(plugged=False))
                 restore.work_directory(container)
                 self.waiting.by_migration[self.migration_id] = Ready(
-                    keeper, restore.prepare(container)
+                    keeper, restore.prepare(container, inside=True)
                 )
                 undo.pop_all()
 

@@ -205,6 +205,7 @@ class Prepared:
         """Write down what was decided; nothing else is touched."""
         attempt = replace(self.attempt, mode=self.planned.mode, lazy=self.planned.lazy)
         move = attempt.move(self.peer, self.container)
+        move.options = replace(move.options, inside=self.planned.inside)
         move.memory, move.files = self.planned.memory, self.planned.files
         move.announce = self.report.announce
         self.report.counters = move.counters

@@ -15,6 +15,10 @@ from pymigrate.migrate import cpu
 from pymigrate.migrate.modes import Mode
 from pymigrate.runtime.errors import IncompatibleHosts, UsageError
 
+INSIDE = "criu-inside-network"
+"""The feature of a target that restores by a CRIU in the container's own network namespace. An
+older one would do it by a CRIU in the host's, and put the container there."""
+
 MIB = 1 << 20
 SPARE_BYTES = 64 * MIB
 """What a target must have left beyond what the container brings."""
@@ -90,6 +94,7 @@ class Plan:
     skipped: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     scan_seconds: float = 0.0
+    inside: bool = False  # the target can restore what was written down inside its network
 
     def to_document(self) -> dict[str, object]:
         """Return the plan as JSON, for ``--dry-run --json`` and the journal."""
@@ -157,6 +162,7 @@ def make_plan(
         skipped=tuple(findings),
         notes=tuple(each.seen for each in obstacles if not each.fatal),
         scan_seconds=scan_seconds,
+        inside=INSIDE in target.features,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pymigrate.checkpoint import criu, dump
+from pymigrate.checkpoint import dump
 from pymigrate.checkpoint.requests import DumpOptions
 from pymigrate.migrate.budget import USUAL_FIXED, Budget, Round
 from pymigrate.migrate.driver import Facts, Step
@@ -57,7 +57,7 @@ class Move:
     files: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     missing_layers: tuple[str, ...] = ()
-    prepared: criu.Prepared | None = None
+    prepared: dump.PreparedDump | None = None
     dump: dump.HeldDump | None = None
     capture: inflight.Capture | None = None
     files_sent: FileRounds | None = None
@@ -243,7 +243,7 @@ class Precopy(_Step):
         move.peer.prepare()
         move.files_sent = FileRounds.begin(move.source, move.peer)
         move.files_sent.send_while_running()
-        move.prepared = dump.prepare(move.source)
+        move.prepared = dump.prepare(move.source, inside=move.options.inside)
         rounds: list[Round] = []
         if move.lazy:
             move.open_memory()
@@ -329,7 +329,7 @@ class Freeze(_Step):
         move.dump = dump.hold(container, move.images, move.options, move.prepared)
         if move.memory_sender is not None:
             move.memory_sender.freeze(container.cgroup.pids())
-        return {}
+        return {"inside_network": move.dump.manifest.inside}
 
     def undo(self) -> None:
         """Let the container run on as before."""

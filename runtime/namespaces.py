@@ -101,6 +101,11 @@ def join(opened: Sequence[tuple[str, int]], kernel: Kernel = syscalls) -> None:
         kernel.setns(fd, FLAGS[kind])
 
 
+def is_in_network(pid: int, inode: int) -> bool:
+    """Say whether a process is in the network namespace with this inode."""
+    return os.stat(f"/proc/{pid}/ns/net").st_ino == inode  # noqa: PTH116 - as below
+
+
 def id_map(mappings: Sequence[IdMapping]) -> str:
     """Return the text for /proc/PID/uid_map or gid_map; see user_namespaces(7)."""
     return "".join(f"{each.container_id} {each.host_id} {each.size}\n" for each in mappings)

@@ -101,14 +101,23 @@ class Supervision:
         self._waiting = then_wait
         return pid
 
-    def spawn(self, argv: Sequence[str], fds: Sequence[int] = (), *, in_cgroup: bool) -> int:
+    def spawn(
+        self,
+        argv: Sequence[str],
+        fds: Sequence[int] = (),
+        *,
+        in_cgroup: bool,
+        in_network: bool = False,
+    ) -> int:
         """Run a program as a child of the supervisor, in its mounts; return its PID.
 
         ``fds`` appear as 3, 4, 5 … in this order; stdin is /dev/null, stdout and stderr go to
         the supervisor's log. With ``in_cgroup`` it sits in the container's cgroups and has the
-        container's cgroup namespace, so that what CRIU restores inherits both.
+        container's cgroup namespace, so that what CRIU restores inherits both. With ``in_network``
+        it has the container's network namespace; a supervisor of an older version does not know
+        that word, so look (`namespaces.is_in_network`) where it matters.
         """
-        reply = self._ask("spawn", fds, argv=list(argv), in_cgroup=in_cgroup)
+        reply = self._ask("spawn", fds, argv=list(argv), in_cgroup=in_cgroup, in_network=in_network)
         return _number(reply, "pid")
 
     def wait_spawned(self, pid: int) -> int:

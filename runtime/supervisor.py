@@ -260,6 +260,7 @@ class Supervisor:
         if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
             raise errors.ProtocolError("spawn needs argv, a list of texts")
         in_cgroup = fields.get("in_cgroup") is True
+        in_network = fields.get("in_network") is True
         self._around.offer_criu_cache()
         self._unclaimed.clear()
 
@@ -268,6 +269,8 @@ class Supervisor:
                 self._around.cgroup.join()
                 if self._around.spec.private("cgroup"):
                     syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+            if in_network:
+                syscalls.setns(self._around.netns, syscalls.CLONE_NEWNET)
 
         return Reply({"pid": self._helpers.spawn(argv, fds, before)})
 

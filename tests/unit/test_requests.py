@@ -33,6 +33,17 @@ def test_shared_network_is_not_outside() -> None:
     assert [] == dump_fields(shared, 3, DumpOptions())["external"]
 
 
+def test_a_criu_inside_the_network_leaves_it_out_and_what_it_restores_inherits_it() -> None:
+    inside = Subject(pid=7, network_inode=42, mounts=(), freezer="x", cut_off=True, inside=True)
+    inherited = Inherited(4, {}, cut_off=True, inside=True)
+
+    dumped = dump_fields(inside, 3, DumpOptions(inside=True))
+    restored = restore_fields("/root", 3, 4, inherited, RestoreOptions(inside=True))
+
+    assert [] == dumped["external"]
+    assert [] == restored["inherit_fd"]
+
+
 def test_network_is_locked_unless_the_cable_is_unplugged() -> None:
     cut = Subject(pid=7, network_inode=42, mounts=(), freezer="x", cut_off=True)
     assert 2 == dump_fields(SUBJECT, 3, DumpOptions())["network_lock"]
