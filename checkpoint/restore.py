@@ -22,6 +22,7 @@ from pymigrate.checkpoint.requests import (
     RestoreOptions,
     restore_fields,
 )
+from pymigrate.runtime import namespaces
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import RestoreFailed
 from pymigrate.runtime.namespaces import host_id
@@ -45,6 +46,8 @@ def prepare(container: Container, *, inside: bool = False) -> PreparedRestore:
     """Do what needs neither images nor files: start CRIU where the container is to run.
 
     With ``inside`` it is started in the container's network too, for what was dumped from there.
+    Whether it is there is looked at, and not believed: from the host's network it would restore
+    the container into that.
     """
     with ExitStack() as stack:
         supervision = stack.enter_context(container.supervision())
@@ -55,12 +58,18 @@ def prepare(container: Container, *, inside: bool = False) -> PreparedRestore:
             passed.append(fd)
             return criu.Session.INHERITED_FROM + len(passed) - 1
 
-        network = inherit(supervision.netns()) if container.record.network.is_own else None
+        netns = supervision.netns() if container.record.network.is_own else None
+        network = inherit(netns) if netns is not None else None
         stdio = {name: inherit(fd) for name, fd in supervision.stdio().items()}
         inside = inside and can_be_inside(container)
         session = criu.Session.start(
             lambda argv, fds: supervision.spawn(argv, fds, in_cgroup=True, in_network=inside),
             passed,
+        )
+        inside = (
+            inside
+            and netns is not None
+            and namespaces.is_in_network(session.pid, os.fstat(netns).st_ino)
         )
     cut_off = network is not None and criu.find().number >= SKIPS_SINCE
     return PreparedRestore(session, Inherited(network, stdio, cut_off, inside))
