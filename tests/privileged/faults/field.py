@@ -90,7 +90,11 @@ def runs(host: Host) -> bool:
 
 
 def is_alive(process: Path) -> bool:
-    """Say whether a process is neither CRIU nor about to die: what is killed leaves the freezer."""
+    """Say whether it is a process of the container's, and not about to die.
+
+    What is to become CRIU joins the cgroup before that, and is a copy of the supervisor there. What
+    is killed leaves the freezer.
+    """
     with suppress(OSError):
         words = (process / "cmdline").read_text().split("\0")
         status = dict(
@@ -99,7 +103,8 @@ def is_alive(process: Path) -> bool:
         pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
         flags = int((process / "stat").read_text().rpartition(")")[2].split()[6])
         is_dying = bool(pending & KILL or flags & PF_EXITING)
-        return bool(words[0]) and not is_criu(words) and not is_dying
+        is_ours = is_criu(words) or is_supervisor(words)
+        return bool(words[0]) and not is_ours and not is_dying
     return False
 
 
@@ -129,7 +134,7 @@ def is_criu(words: list[str]) -> bool:
 
 
 def is_agent(words: list[str]) -> bool:
-    return "pymigrate.migrate" in words and "agent" in words
+    return words[-2:-1] == ["agent"] and words[-3].endswith("migrate/__main__.py")
 
 
 def is_session(words: list[str]) -> bool:
@@ -137,7 +142,8 @@ def is_session(words: list[str]) -> bool:
 
 
 def is_supervisor(words: list[str]) -> bool:
-    return "pymigrate.runtime.supervisor" in words
+    is_fork = words[0].startswith("pymigrate: supervisor of ")
+    return is_fork or "pymigrate.runtime.supervisor" in words
 
 
 def kill(host: Host, wanted: Callable[[list[str]], bool]) -> None:

@@ -73,7 +73,7 @@ def test_killed_agent_never_costs_the_container(lab: Lab, counter: Counter, line
             assert migrate.stderr is not None
             while line not in migrate.stderr.readline():
                 assert migrate.poll() is None
-            beta.run(["pkill", "-KILL", "-f", "pymigrate.migrate agent"])
+            beta.run(["pkill", "-KILL", "-f", "__main__.py agent"])
             _, text = migrate.communicate(timeout=120)
         assert migrate.returncode in (0, 51, 52), text
         assert len(counter.running()) <= 1
