@@ -25,7 +25,7 @@ from pymigrate.runtime.errors import AlreadyExists, NotFound, ProtocolError, Wro
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.images import Store
 from pymigrate.runtime.spec import Spec
-from pymigrate.runtime.state import Record
+from pymigrate.runtime.state import Record, Status
 from pymigrate.runtime.supervision import Supervision
 
 SPARE = 1 << 30
@@ -151,7 +151,9 @@ class Incoming:
         Does nothing once it was restored, unless it was lost since and has never run.
         """
         history = self.journal.history
-        if history.begun >= Phase.HANDED_OVER:
+        if history.reached >= Phase.HANDED_OVER:
+            return
+        if history.begun >= Phase.HANDED_OVER and not self._has_never_run(self.container()):
             return
         if history.reached >= Phase.RESTORED:
             if self._is_held(self.container()):
@@ -170,6 +172,17 @@ class Incoming:
                 )
                 undo.pop_all()
 
+    def _has_never_run(self, container: Container) -> bool:
+        """Return whether the restored processes have surely not run.
+
+        The line of the hand-over comes before, and the thaw, which alone lets them run, last: what
+        is frozen in between, as when its supervisor died there, has not run either.
+        """
+        history = self.journal.history
+        if history.begun < Phase.HANDED_OVER or history.facts().get("never_ran") is True:
+            return True
+        return container.state().status is Status.PAUSED
+
     def _is_held(self, container: Container) -> bool:
         """Return whether the restored processes, which have not run, are there to be let run.
 
@@ -177,6 +190,7 @@ class Incoming:
         """
         now = container.state()
         if now.status.is_alive and now.supervisor is None:
+            self.journal.note(never_ran=True)  # of which they are the only evidence
             container.end_unsupervised()
             return False
         return now.status.is_alive
@@ -260,14 +274,14 @@ class Incoming:
         if history.rolled_back or history.reached < Phase.RESTORED:
             raise WrongState(f"{self.name} was not restored here, so it cannot be resumed")
         container = self.container()
-        if history.begun < Phase.HANDED_OVER:
+        if self._has_never_run(container):
             if not self._is_held(container):
                 # It died without having run, as when this host lost its power; its images are here.
                 self._restore()
         elif not container.state().status.is_alive:
             self._ended_unseen(container)
             return True
-        self.journal.begin(Phase.HANDED_OVER)
+        self.journal.begin(Phase.HANDED_OVER, never_ran=False)
         container.plug()
         self._announce(container)
         container.thaw()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pymigrate.migrate.phases import Phase
+from tests.features import requires
 from tests.lab import Client, Lab
 from tests.privileged.migration.conftest import ADDRESS, PORT, Counter
 
@@ -64,3 +65,45 @@ def test_held_copies_stay_held_when_their_agent_is_gone(lab: Lab, counter: Count
 
     alpha.pymigrate("recover")
     assert [alpha] == counter.running()
+
+
+# An agent whose container loses its supervisor once, when the line of the hand-over is written.
+BEREAVING = """#!{python}
+import os, signal, sys
+from pathlib import Path
+from pymigrate.migrate import cli
+from pymigrate.runtime import lock
+from pymigrate.runtime.container import Container
+plug = Container.plug
+def plug_alone(self):
+    if not Path("/tmp/bereaved").exists():
+        Path("/tmp/bereaved").touch()
+        supervisor = self.state().supervisor
+        os.kill(supervisor.pid, signal.SIGKILL)
+        assert lock.await_end(supervisor, 10)
+    plug(self)
+Container.plug = plug_alone
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("mode", ["stop", pytest.param("hybrid", marks=requires("userfaultfd"))])
+def test_a_copy_that_loses_its_supervisor_amid_the_hand_over_is_restored_once_more(
+    lab: Lab, counter: Counter, mode: str
+) -> None:
+    alpha, beta = lab["alpha"], lab["beta"]
+    bereaving = beta.outside("/tmp/bereaving")
+    bereaving.write_text(BEREAVING.format(python=sys.executable))
+    bereaving.chmod(0o755)
+    before = counter.count(alpha)
+
+    words = ("migrate", "counter", "root@beta", "--mode", mode)
+    moved = alpha.pymigrate(*words, "--remote-command", "/tmp/bereaving", check=False)
+
+    assert beta.outside("/tmp/bereaved").exists(), moved.stderr
+    assert counter.running() in ([], [beta])
+    alpha.pymigrate("recover")
+    assert [beta] == counter.running()
+    assert "absent" == counter.status(alpha)
+    assert counter.count(beta) >= before
+    beta.sh("rm /tmp/bereaving /tmp/bereaved")
