@@ -22,7 +22,7 @@ import guest_machines
 from debian_packages import SetupError, say
 from guest_images import Image
 from guest_machines import READY, Machine
-from guest_seed import make_keys, seed, ssh_config
+from guest_seed import control_socket, make_keys, seed, ssh_config
 from guests import CLIENT_ADDRESS, GUESTS, PREFIX, STATE, Guest, Release
 
 BRIDGE = "pymigrate0"  # of the name that containers look for: this machine can be a host there, too
@@ -36,7 +36,6 @@ class Lab:
         self.name = name
         self.directory = STATE / name
         self._holder: subprocess.Popen[bytes] | None = None
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._booting: list[Machine] = []
 
     @property
@@ -133,15 +132,28 @@ class Lab:
             else f"link set {tap} up\n"
         )
         machine.console.touch()
-        with (self.directory / f"{machine.guest.name}.qemu").open("wb") as log:
-            self._started[machine.guest.name] = subprocess.Popen(
-                [*self.enter("--net", "--mount", "--pid"), *machine.command()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        # It returns when the machine runs, and leaves QEMU as a child of the holder.
+        if self._run_inside(machine.command(), self._log(machine.guest), timeout=None):
+            hint = self._last_words(machine.guest)
+            raise SetupError(f"guest {machine.guest.name} does not start", hint)
         self._booting.append(machine)
+
+    def _run_inside(self, argv: Sequence[str], log: Path, *, timeout: float | None) -> int:
+        """Run a command in all namespaces of the lab: what it leaves running ends with the lab."""
+        mortal = ["setpriv", "--pdeathsig", "KILL"]  # until it has left something running
+        with log.open("wb") as output:
+            try:
+                return subprocess.run(
+                    [*self.enter("--net", "--mount", "--pid"), *mortal, *argv],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    timeout=timeout,
+                    check=False,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                return 255
 
     def _has_interface(self, name: str) -> bool:
         show = [*self.enter("--net"), "ip", "link", "show", "dev", name]
@@ -151,21 +163,31 @@ class Lab:
         """Wait for a guest's init to be done, then for its sshd."""
         guest = machine.guest
         while READY not in machine.console.read_text(errors="replace"):
-            if self._ended(machine) or time.monotonic() > deadline:
+            if not self.is_running(guest) or time.monotonic() > deadline:
                 raise SetupError(f"guest {guest.name} did not come up", self._last_words(guest))
             select.select([], [], [], 0.1)  # a file of QEMU's: nothing to wait on
         while time.monotonic() < deadline:
-            if self.run(guest, ["true"], timeout=60).returncode == 0:
+            if self._connect(guest):
                 return
             select.select([], [], [], 0.2)
         raise SetupError(f"guest {guest.name} does not answer by SSH", self._last_words(guest))
 
-    def _ended(self, machine: Machine) -> bool:
-        return self._started[machine.guest.name].poll() is not None
+    def _connect(self, guest: Guest) -> bool:
+        """Open the connection that all commands in a guest share: a login takes an emulated second.
+
+        A process in the lab's namespaces holds it, as it does QEMU, so it ends with the lab.
+        """
+        control_socket(self.directory, guest.name).unlink(missing_ok=True)
+        command = ["ssh", "-F", str(self.directory / "ssh_config"), "-M", "-N", "-f", guest.name]
+        return self._run_inside(command, self._log(guest), timeout=60) == 0
+
+    def _log(self, guest: Guest) -> Path:
+        """Return the file with what was last said by who brings the guest up."""
+        return self.directory / f"{guest.name}.log"
 
     def _last_words(self, guest: Guest) -> str:
         words = self.console(guest).read_text(errors="replace").splitlines()[-15:]
-        words += (self.directory / f"{guest.name}.qemu").read_text(errors="replace").splitlines()
+        words += self._log(guest).read_text(errors="replace").splitlines()
         return "it said: " + "\n".join(words)
 
     def enter(self, *namespaces: str) -> list[str]:
@@ -215,9 +237,6 @@ class Lab:
                 self._holder.stdin.close()
             self._holder.wait()
             self._holder = None
-        for process in self._started.values():
-            process.wait()
-        self._started.clear()
         self._booting.clear()
         if self.directory.exists():
             shutil.rmtree(self.directory)
@@ -238,16 +257,21 @@ def sweep(names: Iterable[str] | None = None) -> list[str]:
 
 
 def kill(pid: int) -> None:
-    """Kill a process and wait until it is gone, and with it its PID namespace."""
+    """Kill a process and wait until it is gone, and with it its PID namespace.
+
+    Raises SetupError if it does not go: what its directory holds is in use then.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        select.select([pidfd], [], [], 10)
+        gone, _, _ = select.select([pidfd], [], [], PATIENCE)
     finally:
         os.close(pidfd)
+    if not gone:
+        raise SetupError(f"process {pid} of the lab does not end", "the kernel's log may say why")
 
 
 def start_time(pid: int) -> int | None:

@@ -50,7 +50,7 @@ class Machine:
         return f"tap-{self.guest.number}"
 
     def command(self) -> list[str]:
-        """Return QEMU's command line, to be run in the lab's namespaces.
+        """Return QEMU's command line, to be run in the lab's namespaces; it goes on when it ends.
 
         The disk is shared by all machines of this image and is never written to: what a guest
         writes goes to an unlinked temporary file of QEMU's.
@@ -65,6 +65,7 @@ class Machine:
             "-netdev", f"tap,id=lan,ifname={self.interface},script=no,downscript=no",
             "-device", card,
             "-serial", f"file:{self.console}",
+            "-daemonize",
         ]  # fmt: skip
 
 

@@ -61,7 +61,10 @@ def known_hosts(directory: Path) -> str:
 
 
 def ssh_config(directory: Path) -> str:
-    """Return an ssh_config(5) with which this machine reaches the guests."""
+    """Return an ssh_config(5) with which this machine reaches the guests.
+
+    Where there is a connection to a guest already, it is used; otherwise one is made.
+    """
     hosts = "".join(
         f"Host {guest.name}\n  HostName {guest.address}\n  HostKeyAlias {guest.name}\n"
         for guest in GUESTS.values()
@@ -78,7 +81,13 @@ def ssh_config(directory: Path) -> str:
   ServerAliveInterval 20
   ServerAliveCountMax 15
   LogLevel ERROR
+  ControlPath {control_socket(directory, "%n")}
 """
+
+
+def control_socket(directory: Path, name: str) -> Path:
+    """Return where the connection to a guest is shared."""
+    return directory / f"{name}.ssh"
 
 
 def seed(guest: Guest, base: Base, directory: Path) -> Path:
