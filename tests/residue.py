@@ -13,6 +13,7 @@ from tests.lab import registry
 
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/run/netns")
 OURS = ("pymigrate", "criu", "crtools")  # how our temporary files are called, after any dots
+OTHERS = (str(registry.REGISTRY), "/run/pymigrate-kernels")  # of other runs of tests, beside this
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,4 @@ def _temporary_files() -> list[str]:
         except FileNotFoundError:
             continue
         found += [f"{directory}/{name}" for name in names if name.lstrip(".").startswith(OURS)]
-    return [path for path in found if path != str(registry.REGISTRY)]
+    return [path for path in found if path not in OTHERS]

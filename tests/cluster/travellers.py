@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from tests.cluster.cluster import PATIENCE, Machine, Outside
+from tests.lab import registry
 from tests.lab.client import Client
 
 COUNTER = "a static process that counts"
@@ -45,6 +46,7 @@ if [ -n "$(ls containers 2>/dev/null)" ]; then
 fi
 rm -rf migrations/*
 """
+SETTLING = 60.0  # seconds for a guest's kernel to take apart what a container has let go
 Give = Callable[[Machine, str], str]
 
 
@@ -119,8 +121,7 @@ class Travellers:
         before, self._counted = self._counted, counted(target)
         assert before < self._counted
         self._look_at_tree(target)
-        # CRIU's rules that lock the network were in the container's namespace, which went.
-        assert self._empty[source.name] == source.sh(LEAVINGS).stdout
+        self._look_at_leavings(source)
         self.at = target
         gaps = [float(window["longest_gap"]) for window in windows]
         return dict(zip(PROGRAMS, (*gaps, None), strict=True))
@@ -131,6 +132,21 @@ class Travellers:
             terminal.type(f"echo move-{self._moves} >&5\n")
             terminal.type("read -r word <&6; echo ca''me $word $kept $(tty)\n")
             terminal.read_until(f"came MOVE-{self._moves} forty-two /dev/")
+
+    def _look_at_leavings(self, machine: Machine) -> None:
+        """See that a guest becomes what it was before the container came.
+
+        CRIU's rules that lock the network were in the container's namespace, which went; the kernel
+        takes interfaces and namespaces apart in its own time.
+        """
+        found: list[str] = []
+
+        def is_empty() -> bool:
+            found[:] = [machine.sh(LEAVINGS).stdout]
+            return found == [self._empty[machine.name]]
+
+        registry.wait_for(is_empty, SETTLING)
+        assert found == [self._empty[machine.name]]
 
     def end(self) -> None:
         """Remove it wherever it may be."""

@@ -177,7 +177,7 @@ def test_next_lab_sweeps_one_whose_owner_was_killed() -> None:
         assert (registry.REGISTRY / name).exists()
         owner.kill()
 
-    assert name in registry.sweep()
+    registry.sweep()  # another test run on this machine may do it first
     assert not (registry.REGISTRY / name).exists()
 
 

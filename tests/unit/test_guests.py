@@ -72,10 +72,11 @@ def test_a_guest_whose_root_lacks_a_capability_is_told_so() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_journey_goes_on_from_where_it_is(*, full: bool) -> None:
+def test_a_round_goes_on_from_where_it_is(*, full: bool) -> None:
     legs = journey(full=full)
+    rounds = [(before, leg) for before, leg in pairwise(legs) if full or leg[2] == MODES[0]]
 
-    assert all(arrived == source for (_, arrived, _), (source, _, _) in pairwise(legs))
+    assert all(arrived == source for (_, arrived, _), (source, _, _) in rounds)
     assert len(legs) == len(set(legs))
 
 
