@@ -11,6 +11,7 @@ import pytest
 from pymigrate.migrate import cpu, facts
 from tests.cluster import programs
 from tests.cluster.cluster import PATIENCE, Machine, Outside
+from tests.cluster.matrix import FULL
 from tests.cluster.results import Move, Results
 from tests.cluster.this_machine import ThisMachine
 from tests.cluster.this_machine import this_machine as host_of
@@ -53,6 +54,7 @@ def test_redis_of_a_baseline_lives_on_a_lesser_cpu(
     row.result, row.blackout = "ok", float(answer["longest_gap"])
 
 
+@pytest.mark.skipif(not FULL, reason="takes an emulated minute; ./test --kernels=full")
 @pytest.mark.parametrize(("source", "target"), [("new", "new-bare")])
 def test_without_a_baseline_the_same_move_kills_what_uses_more(
     guests: dict[str, Machine], image: Give, clean: None, source: str, target: str
