@@ -23,9 +23,11 @@ pytestmark = pytest.mark.cluster
 ADDRESS = "10.88.0.22"
 RATE = ("--rate", "50", "--timeout", str(PATIENCE))
 REDIS = ("redis-server", "--bind", ADDRESS, "--protected-mode", "no", "--save", "")
+lesser = pytest.mark.skipif(not FULL, reason="takes an emulated minute; ./test --kernels=full")
 HERE = facts.cpu_features(Path("/proc/cpuinfo").read_text())
 
 
+@lesser
 @pytest.mark.parametrize(("source", "target"), [("new", "new-bare")])
 def test_redis_of_a_baseline_lives_on_a_lesser_cpu(
     guests: dict[str, Machine],
@@ -54,7 +56,7 @@ def test_redis_of_a_baseline_lives_on_a_lesser_cpu(
     row.result, row.blackout = "ok", float(answer["longest_gap"])
 
 
-@pytest.mark.skipif(not FULL, reason="takes an emulated minute; ./test --kernels=full")
+@lesser
 @pytest.mark.parametrize(("source", "target"), [("new", "new-bare")])
 def test_without_a_baseline_the_same_move_kills_what_uses_more(
     guests: dict[str, Machine], image: Give, clean: None, source: str, target: str
