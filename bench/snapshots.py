@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ BACK = Path("/srv/bench/back")
 PLAIN = Path("/srv/bench/plain.tar")
 COPY = "copy"
 COPY_ADDRESS = "10.88.0.12"
+SUBJECTS = ("pymigrate", "podman", "tar", "restic", "borg")
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,14 @@ class Filled:
 
 
 class Scene:
-    """The lab, a Redis of pymigrate's and one of podman's, and stores for the others."""
+    """The lab, a Redis of pymigrate's and one of podman's, and stores for the others.
 
-    def __init__(self, lab: Lab, mib: int, count: int, percent: float) -> None:
+    Only `peers` are beside pymigrate, whose images the archivers take.
+    """
+
+    def __init__(
+        self, lab: Lab, mib: int, count: int, percent: float, peers: Collection[str] = SUBJECTS
+    ) -> None:
         self.lab = lab
         self.server = Server(mib)
         self.count = count
@@ -94,6 +100,7 @@ class Scene:
         self._podman = Podman(lab, self._layer, tcp=True)
         self._kept: list[str] = []
         self._archivers: list[Archiver] = []
+        self._wanted = peers
         self._peers: list[str] = []
         self._stack = ExitStack()
         self._here = Filled(lab, self._ours.address, self.server, self.changed)
@@ -112,16 +119,19 @@ class Scene:
         redis = self._host.pymigrate("exec", NAME, "redis-server", "--version").stdout
         self.versions["redis"] = redis.partition("v=")[2].split()[0]
         stack.callback(self._podman.close)
-        try:
-            self.versions |= self._podman.versions()
-            self._podman.prepare()
-            stack.callback(self._podman.remove)
-            self._podman.launch(self.server)
-            self._there.fill()
-            self._peers.append("podman")
-        except FAILURES as error:
-            self.unavailable["podman"] = str(error)
+        if "podman" in self._wanted:
+            try:
+                self.versions |= self._podman.versions()
+                self._podman.prepare()
+                stack.callback(self._podman.remove)
+                self._podman.launch(self.server)
+                self._there.fill()
+                self._peers.append("podman")
+            except FAILURES as error:
+                self.unavailable["podman"] = str(error)
         for archiver in (Tar(self._host), Restic(self._host), Borg(self._host)):
+            if archiver.name not in self._wanted:
+                continue
             try:
                 self.versions |= archiver.versions()
                 archiver.prepare()
@@ -150,7 +160,8 @@ class Scene:
         began = time.monotonic()
         answered = self._restore_copy(made["id"])
         yield Sample("bring back", {"seconds": answered - began})
-        self._lay_images_out()
+        if self._archivers:
+            self._lay_images_out()
 
     def _kept_sample(self, seconds: float, size: int, pinging: Client | None) -> Sample:
         values = {"seconds": seconds, "bytes": float(size)}
