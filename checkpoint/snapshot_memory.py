@@ -39,7 +39,7 @@ SPARE = 256 << 20
 """Bytes that are laid aside in memory while the container runs, and as much under the freeze."""
 
 LOOKS = 3  # at most, while it runs; another one only where there was more than that
-_TOGETHER = 64  # batches that threads work on before anything is stored
+_TOGETHER = 32  # batches that threads work on before anything is stored
 _SEGMENTS = 1024  # that are stored at once
 
 Digest = bytes
