@@ -134,6 +134,7 @@ SNAPSHOTS = (
         (
             Column("seconds", "wall"),
             Column("pause_seconds", "pause at the client"),
+            Column("frozen_seconds", "frozen, it says", compared=False),
             Column("bytes", "new bytes"),
             Column("ratio", "new / changed", compared=False),
         ),

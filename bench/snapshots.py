@@ -155,11 +155,11 @@ class Scene:
             began = time.monotonic()
             made = self._host.pymigrate_json("snapshot", "create", NAME)
             seconds = time.monotonic() - began
-            yield self._kept_sample(seconds, made["new_bytes"], pinging)
+            sample = self._kept_sample(seconds, made["new_bytes"], pinging)
+            frozen = {"frozen_seconds": made["frozen_seconds"]}
+            yield Sample(sample.measure, {**sample.values, **frozen})
         self._kept.append(made["id"])
-        began = time.monotonic()
-        answered = self._restore_copy(made["id"])
-        yield Sample("bring back", {"seconds": answered - began})
+        yield Sample("bring back", {"seconds": self._restore_copy(made["id"])})
         if self._archivers:
             self._lay_images_out()
 
@@ -172,14 +172,16 @@ class Scene:
         return Sample("keep", values)
 
     def _restore_copy(self, identity: str) -> float:
-        """Restore a snapshot beside the original; return when it answered (time.monotonic)."""
-        self._host.pymigrate("snapshot", "restore", identity, "--name", COPY, "--ip", COPY_ADDRESS)
-        try:
-            copy = Filled(self.lab, COPY_ADDRESS, self.server, self.changed)
-            with copy.client("redis-ping"):
-                return time.monotonic()
-        finally:
-            self._host.pymigrate("rm", "-f", COPY)
+        """Restore a snapshot beside the original; return the seconds until it answered."""
+        words = ("snapshot", "restore", identity, "--name", COPY, "--ip", COPY_ADDRESS)
+        copy = Filled(self.lab, COPY_ADDRESS, self.server, self.changed)
+        with copy.client("redis-first") as asking:
+            began = time.monotonic()
+            self._host.pymigrate(*words)
+            try:
+                return float(asking.ask("it")["at"]) - began
+            finally:
+                self._host.pymigrate("rm", "-f", COPY)
 
     def _lay_images_out(self) -> None:
         """Put CRIU's images where those who keep directories find them; in nobody's time."""
@@ -198,10 +200,10 @@ class Scene:
         self._there.disconnect()
         self._podman.remove()
         self._podman.wire()  # where connections were, a restored one finds its port in use
-        began = time.monotonic()
-        self._podman.restore()
-        with self._there.client("redis-ping"):
-            yield Sample("bring back", {"seconds": time.monotonic() - began})
+        with self._there.client("redis-first") as asking:
+            began = time.monotonic()
+            self._podman.restore()
+            yield Sample("bring back", {"seconds": float(asking.ask("it")["at"]) - began})
 
     def _archive(self, archiver: Archiver) -> Iterator[Sample]:
         before = archiver.size()
@@ -233,8 +235,7 @@ class Scene:
         if len(listed) != self.count:
             raise BenchError(f"{len(listed)} snapshots are listed, not {self.count}")
         for name, place in (("oldest", 0), ("middle", self.count // 2), ("newest", -1)):
-            began = time.monotonic()
-            values[f"{name}_seconds"] = self._restore_copy(self._kept[place]) - began
+            values[f"{name}_seconds"] = self._restore_copy(self._kept[place])
         rules = ("--keep-last", "10")
         told = self._prune("--dry-run", *rules)["freed_bytes"]
         before = self._size()
