@@ -27,6 +27,7 @@ from bench.native import WORKS, Native
 from bench.plane import CONTENTS, LINKS, WAYS, Plane
 from bench.restores import Restores
 from bench.results import Column, Measure, Outcome, show
+from bench.snapshots import SUBJECTS
 from bench.snapshots import Scene as SnapshotScene
 from bench.writers import CONNECTIONS, RATE
 from tests.lab import Lab  # all found by the line above
@@ -133,6 +134,7 @@ SNAPSHOTS = (
         (
             Column("seconds", "wall"),
             Column("pause_seconds", "pause at the client"),
+            Column("frozen_seconds", "frozen, it says", compared=False),
             Column("bytes", "new bytes"),
             Column("ratio", "new / changed", compared=False),
         ),
@@ -224,12 +226,14 @@ def snapshots(arguments: argparse.Namespace, console: Console) -> Outcome:
 
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(("alpha", "beta")))
-        scene = SnapshotScene(lab, arguments.size, arguments.count, arguments.changed)
+        wanted = (arguments.size, arguments.count, arguments.changed, arguments.only)
+        scene = SnapshotScene(lab, *wanted)
         scene.prepare(stack)
         rows = interleave([*scene.episodes()], arguments.runs, tell=tell)
-        tell(f"up to {arguments.count} snapshots")
-        scene.fill_up()
-        rows += interleave([*scene.many()], 1, warm_up=False, tell=tell)
+        if arguments.count:
+            tell(f"up to {arguments.count} snapshots")
+            scene.fill_up()
+            rows += interleave([*scene.many()], 1, warm_up=False, tell=tell)
     return Outcome(
         bench="snapshots",
         when=began,
@@ -368,6 +372,37 @@ def stop(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _add_snapshots(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = benches.add_parser("snapshots", help="snapshots of a Redis, podman, tar, restic, borg")
+    bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
+    bench.add_argument(
+        "--size", type=mebibytes, default=1024, help="of the Redis' data (default: 1GiB)"
+    )
+    bench.add_argument(
+        "--changed",
+        type=float,
+        default=1.0,
+        metavar="PERCENT",
+        help="of its pages before each snapshot (default: 1)",
+    )
+    bench.add_argument(
+        "--count",
+        type=number,
+        default=100,
+        metavar="N",
+        help="of the snapshots that are listed, restored, pruned (default: 100; 0: none is)",
+    )
+    bench.add_argument(
+        "--only",
+        nargs="+",
+        choices=SUBJECTS,
+        default=SUBJECTS,
+        help="measure these; pymigrate always (default: all)",
+    )
+    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    bench.set_defaults(act=snapshots, measures=SNAPSHOTS)
+
+
 def _add_plane(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bench = benches.add_parser("plane", help="memory to another host; scp, rsync, CRIU's own")
     bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
@@ -403,27 +438,7 @@ def main() -> int:
     )
     bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     bench.set_defaults(act=first, measures=FIRST)
-    bench = benches.add_parser("snapshots", help="snapshots of a Redis, podman, tar, restic, borg")
-    bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
-    bench.add_argument(
-        "--size", type=mebibytes, default=1024, help="of the Redis' data (default: 1GiB)"
-    )
-    bench.add_argument(
-        "--changed",
-        type=float,
-        default=1.0,
-        metavar="PERCENT",
-        help="of its pages before each snapshot (default: 1)",
-    )
-    bench.add_argument(
-        "--count",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="of the snapshots that are listed, restored, pruned (default: 100)",
-    )
-    bench.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
-    bench.set_defaults(act=snapshots, measures=SNAPSHOTS)
+    _add_snapshots(benches)
     bench = benches.add_parser("restores", help="how soon a restored program answers")
     bench.add_argument("--runs", type=positive, default=5, metavar="N", help="default: 5")
     bench.add_argument(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ BACK = Path("/srv/bench/back")
 PLAIN = Path("/srv/bench/plain.tar")
 COPY = "copy"
 COPY_ADDRESS = "10.88.0.12"
+SUBJECTS = ("pymigrate", "podman", "tar", "restic", "borg")
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,14 @@ class Filled:
 
 
 class Scene:
-    """The lab, a Redis of pymigrate's and one of podman's, and stores for the others."""
+    """The lab, a Redis of pymigrate's and one of podman's, and stores for the others.
 
-    def __init__(self, lab: Lab, mib: int, count: int, percent: float) -> None:
+    Only `peers` are beside pymigrate, whose images the archivers take.
+    """
+
+    def __init__(
+        self, lab: Lab, mib: int, count: int, percent: float, peers: Collection[str] = SUBJECTS
+    ) -> None:
         self.lab = lab
         self.server = Server(mib)
         self.count = count
@@ -94,6 +100,7 @@ class Scene:
         self._podman = Podman(lab, self._layer, tcp=True)
         self._kept: list[str] = []
         self._archivers: list[Archiver] = []
+        self._wanted = peers
         self._peers: list[str] = []
         self._stack = ExitStack()
         self._here = Filled(lab, self._ours.address, self.server, self.changed)
@@ -112,16 +119,19 @@ class Scene:
         redis = self._host.pymigrate("exec", NAME, "redis-server", "--version").stdout
         self.versions["redis"] = redis.partition("v=")[2].split()[0]
         stack.callback(self._podman.close)
-        try:
-            self.versions |= self._podman.versions()
-            self._podman.prepare()
-            stack.callback(self._podman.remove)
-            self._podman.launch(self.server)
-            self._there.fill()
-            self._peers.append("podman")
-        except FAILURES as error:
-            self.unavailable["podman"] = str(error)
+        if "podman" in self._wanted:
+            try:
+                self.versions |= self._podman.versions()
+                self._podman.prepare()
+                stack.callback(self._podman.remove)
+                self._podman.launch(self.server)
+                self._there.fill()
+                self._peers.append("podman")
+            except FAILURES as error:
+                self.unavailable["podman"] = str(error)
         for archiver in (Tar(self._host), Restic(self._host), Borg(self._host)):
+            if archiver.name not in self._wanted:
+                continue
             try:
                 self.versions |= archiver.versions()
                 archiver.prepare()
@@ -145,12 +155,13 @@ class Scene:
             began = time.monotonic()
             made = self._host.pymigrate_json("snapshot", "create", NAME)
             seconds = time.monotonic() - began
-            yield self._kept_sample(seconds, made["new_bytes"], pinging)
+            sample = self._kept_sample(seconds, made["new_bytes"], pinging)
+            frozen = {"frozen_seconds": made["frozen_seconds"]}
+            yield Sample(sample.measure, {**sample.values, **frozen})
         self._kept.append(made["id"])
-        began = time.monotonic()
-        answered = self._restore_copy(made["id"])
-        yield Sample("bring back", {"seconds": answered - began})
-        self._lay_images_out()
+        yield Sample("bring back", {"seconds": self._restore_copy(made["id"])})
+        if self._archivers:
+            self._lay_images_out()
 
     def _kept_sample(self, seconds: float, size: int, pinging: Client | None) -> Sample:
         values = {"seconds": seconds, "bytes": float(size)}
@@ -161,14 +172,16 @@ class Scene:
         return Sample("keep", values)
 
     def _restore_copy(self, identity: str) -> float:
-        """Restore a snapshot beside the original; return when it answered (time.monotonic)."""
-        self._host.pymigrate("snapshot", "restore", identity, "--name", COPY, "--ip", COPY_ADDRESS)
-        try:
-            copy = Filled(self.lab, COPY_ADDRESS, self.server, self.changed)
-            with copy.client("redis-ping"):
-                return time.monotonic()
-        finally:
-            self._host.pymigrate("rm", "-f", COPY)
+        """Restore a snapshot beside the original; return the seconds until it answered."""
+        words = ("snapshot", "restore", identity, "--name", COPY, "--ip", COPY_ADDRESS)
+        copy = Filled(self.lab, COPY_ADDRESS, self.server, self.changed)
+        with copy.client("redis-first") as asking:
+            began = time.monotonic()
+            self._host.pymigrate(*words)
+            try:
+                return float(asking.ask("it")["at"]) - began
+            finally:
+                self._host.pymigrate("rm", "-f", COPY)
 
     def _lay_images_out(self) -> None:
         """Put CRIU's images where those who keep directories find them; in nobody's time."""
@@ -187,10 +200,10 @@ class Scene:
         self._there.disconnect()
         self._podman.remove()
         self._podman.wire()  # where connections were, a restored one finds its port in use
-        began = time.monotonic()
-        self._podman.restore()
-        with self._there.client("redis-ping"):
-            yield Sample("bring back", {"seconds": time.monotonic() - began})
+        with self._there.client("redis-first") as asking:
+            began = time.monotonic()
+            self._podman.restore()
+            yield Sample("bring back", {"seconds": float(asking.ask("it")["at"]) - began})
 
     def _archive(self, archiver: Archiver) -> Iterator[Sample]:
         before = archiver.size()
@@ -222,8 +235,7 @@ class Scene:
         if len(listed) != self.count:
             raise BenchError(f"{len(listed)} snapshots are listed, not {self.count}")
         for name, place in (("oldest", 0), ("middle", self.count // 2), ("newest", -1)):
-            began = time.monotonic()
-            values[f"{name}_seconds"] = self._restore_copy(self._kept[place]) - began
+            values[f"{name}_seconds"] = self._restore_copy(self._kept[place])
         rules = ("--keep-last", "10")
         told = self._prune("--dry-run", *rules)["freed_bytes"]
         before = self._size()

@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,15 @@ MAX_MESSAGE = 1 << 20
 
 PATIENCE = 1800.0
 """Seconds between two words of CRIU: in between it may write 100 GB of memory to a slow disk."""
+
+REST = 30.0
+"""Seconds for which a CRIU that writes a container down may do nothing at all: the container stands
+still meanwhile. A slow disk is no rest, for each piece that it takes costs processor time."""
+
+KILL_SECONDS = 60.0
+"""Until a CRIU that was killed is gone; if it waits in the kernel for a disk, that may be never."""
+
+_LOOKS = 10  # in REST seconds
 
 _ORPHAN_PTS = "orphan-pts-master"
 
@@ -159,6 +169,8 @@ class Session:
         self._connection = connection
         self._messages = messages()
         self.pid = pid
+        self.before_kill: Callable[[], None] = _nothing
+        """What is done before a CRIU that is stuck is killed: with it, ptrace's hold is gone."""
 
     @classmethod
     def start(cls, spawn: Spawn, passed: Sequence[int] = ()) -> Self:
@@ -183,23 +195,25 @@ class Session:
         _fill(request.opts, options)
         self._send(request)
 
-    def next(self, timeout: float = PATIENCE) -> Notification | Finished:
+    def next(self, timeout: float = PATIENCE, rest: float | None = None) -> Notification | Finished:
         """Wait for CRIU's next word.
 
-        Raises HungUp if it ended, or said nothing for `timeout` seconds: then it is killed, which
-        counts as a no.
+        Raises HungUp if it ended, or said nothing for `timeout` seconds, or neither said nor did
+        anything for `rest` seconds: then it is killed, which counts as a no.
         """
-        self._connection.settimeout(timeout)
+        if stuck := self._wait(self._connection.fileno(), timeout, rest):
+            try:
+                self.before_kill()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+            raise HungUp(f"criu {stuck} and was killed")
         try:
             data, ancillary, flags, _ = self._connection.recvmsg(
                 MAX_MESSAGE, socket.CMSG_SPACE(array.array("i").itemsize)
             )
         except ConnectionResetError:
             data, ancillary, flags = b"", [], 0
-        except TimeoutError as error:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            raise HungUp(f"criu said nothing for {timeout:.0f} s and was killed") from error
         if not data:
             raise HungUp("criu ended without an answer")
         if flags & socket.MSG_TRUNC:
@@ -220,6 +234,22 @@ class Session:
             answer.cr_errmsg,
         )
 
+    def _wait(self, descriptor: int, timeout: float, rest: float | None) -> str:
+        """Wait until it can be read; if that takes too long, return what CRIU did instead."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        spent, since = _spent(self.pid), time.monotonic()
+        deadline = since + timeout
+        while not poll.poll(1000 * (timeout if rest is None else min(timeout, rest / _LOOKS))):
+            now = time.monotonic()
+            if (seen := _spent(self.pid)) != spent:
+                spent, since = seen, now
+            if rest is not None and now - since >= rest:
+                return f"did nothing for {rest:g} s"
+            if now >= deadline:
+                return f"said nothing for {timeout:g} s"
+        return ""
+
     def vote(self, *, yes: bool) -> None:
         """Answer a notification."""
         rpc = self._messages
@@ -238,7 +268,7 @@ class Session:
     def end(self, timeout: float = PATIENCE) -> None:
         """Hang up and wait until CRIU has undone what it did: it freezes anew what was frozen.
 
-        It is killed if that takes longer than `timeout` seconds.
+        It is killed if that takes longer than `timeout` seconds, or if it does nothing for REST.
         """
         self.close()
         try:
@@ -246,11 +276,9 @@ class Session:
         except ProcessLookupError:
             return
         try:
-            poll = select.poll()
-            poll.register(process, select.POLLIN)
-            if not poll.poll(timeout * 1000):
+            if self._wait(process, timeout, REST):
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-                poll.poll()
+                self._wait(process, KILL_SECONDS, None)
         except ProcessLookupError:
             pass  # it has just ended
         finally:
@@ -308,6 +336,23 @@ class Prepared:
     ) -> None:
         """End CRIU, if it was not used."""
         self.close()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _spent(pid: int) -> int:
+    """Return the processor time of a process and all that it began, in ticks; 0 for one gone."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_bytes()
+        begun = [path.read_bytes() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # Behind the name, which may contain anything: proc(5). Fields 14 to 17, of itself and of those
+    # that have ended.
+    own = sum(map(int, line.rpartition(b")")[2].split()[11:15]))
+    return own + sum(_spent(int(child)) for children in begun for child in children.split())
 
 
 def _descriptor(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:

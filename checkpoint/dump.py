@@ -6,6 +6,7 @@ ptrace alone; should it be killed then, they would run on. So the cgroup is froz
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from contextlib import ExitStack, suppress
@@ -25,7 +26,7 @@ from pymigrate.checkpoint.requests import (
     dump_fields,
     node_mounts,
 )
-from pymigrate.runtime import namespaces
+from pymigrate.runtime import namespaces, tcp_repair
 from pymigrate.runtime.cgroups import current_layout
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import DumpFailed, WrongState
@@ -78,8 +79,12 @@ class HeldDump:
             if cgroup.freezer_version == 1:
                 # CRIU has sent each task its SIGKILL-to-be by ptrace: none runs on.
                 cgroup.thaw()
-            session.vote(yes=True)
-            answer = _until_finished(session)
+            try:
+                session.vote(yes=True)
+                answer = _until_finished(session)
+            except criu.HungUp as error:
+                _undo_for(self.container, session)
+                raise _failed(self.container, str(error), self.images, None) from error
         if not answer.success:
             raise _failed(self.container, "the dump could not be finished", self.images, answer)
 
@@ -88,9 +93,12 @@ class HeldDump:
         if self._session is None:
             return
         session, self._session = self._session, None
-        with session, suppress(criu.HungUp):  # it was killed, which undoes as much
-            session.vote(yes=False)
-            _until_finished(session)
+        with session:
+            try:
+                session.vote(yes=False)
+                _until_finished(session)
+            except criu.HungUp:
+                _undo_for(self.container, session)
 
     def __enter__(self) -> Self:
         """Abandon at the end of the block unless finished."""
@@ -127,6 +135,7 @@ def prepare(container: Container, *, inside: bool = False) -> PreparedDump:
     DumpFailed says already now what could never be restored.
     """
     _refuse_what_cannot_come_back(container)
+    _software()
     init = container.state().init
     inode = None
     if inside and init is not None and can_be_inside(container):
@@ -206,17 +215,25 @@ def hold(
         opened.callback(os.close, images_fd)
         config = _memory_file(LAZY_CONFIG, opened) if options.lazy else ""
         session = prepared.take()
+        session.before_kill = container.freeze
         try:
             session.ask("DUMP", dump_fields(subject, images_fd, options, config))
             _until_held(container, session, images)
             container.freeze()
         except criu.HungUp as error:
-            session.end()
+            _undo_for(container, session)
             raise _failed(container, str(error), images, None) from error
         except BaseException:  # also Ctrl-C: whoever thaws the container next must be the last
             session.end()
             raise
     return HeldDump(container, session, images, manifest, lazy=options.lazy)
+
+
+def _undo_for(container: Container, session: criu.Session) -> None:
+    """Undo what a CRIU did that was killed: it leaves the container frozen, its sockets halted."""
+    session.end()
+    container.freeze()
+    tcp_repair.end(container.cgroup.pids())
 
 
 def _memory_file(text: str, opened: ExitStack) -> str:
@@ -256,12 +273,10 @@ def _host_nodes(spec: Spec, pid: int) -> list[str]:
 
 def describe(container: Container, pid: int, options: DumpOptions) -> Manifest:
     """Describe the checkpoint that is about to be made."""
-    from importlib.metadata import version
-
     system = os.uname()
     return Manifest(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        software=f"pymigrate {version('pymigrate')}",
+        software=_software(),
         criu=criu.find().version,
         kernel=system.release,
         machine=system.machine,
@@ -277,6 +292,13 @@ def describe(container: Container, pid: int, options: DumpOptions) -> Manifest:
     )
 
 
+@functools.cache
+def _software() -> str:
+    from importlib.metadata import version  # 20 ms: asked for before the freeze
+
+    return f"pymigrate {version('pymigrate')}"
+
+
 def _link(pid: int, number: int) -> str:
     try:
         return str(Path(f"/proc/{pid}/fd/{number}").readlink())
@@ -286,7 +308,7 @@ def _link(pid: int, number: int) -> str:
 
 def _until_held(container: Container, session: criu.Session, images: Path) -> None:
     while True:
-        event = session.next()
+        event = session.next(rest=criu.REST)
         if isinstance(event, criu.Finished):
             raise _failed(container, "criu could not write it down", images, event)
         if event.fd is not None:
@@ -298,7 +320,7 @@ def _until_held(container: Container, session: criu.Session, images: Path) -> No
 
 def _until_finished(session: criu.Session) -> criu.Finished:
     while True:
-        event = session.next(ANSWER_SECONDS)
+        event = session.next(ANSWER_SECONDS, criu.REST)
         if isinstance(event, criu.Finished):
             return event
         session.vote(yes=True)

@@ -4,7 +4,8 @@ It is a child of the container's supervisor, for the command that restores ends 
 reads blocks of pages from where the checkpoint lies (`Pages`), each verified, and gives them to
 the pager: a block in which a page is waited for at once, the others in the order of addresses.
 
-It tells the command by a socket that it listens, that all processes are there, or what failed.
+It tells the command by a socket that it listens, that all processes are there, or what failed. It
+listens before it has opened what it reads: that takes longer than CRIU takes to restore.
 Later there is nobody to be told: then the supervisor ends the container and writes the reason down,
 for a container without its memory cannot go on, and must not with another.
 """
@@ -90,12 +91,11 @@ class _Fetched:
 class Filling:
     """Fills one container; `run` returns when nothing is missing, or nobody is left to miss it."""
 
-    def __init__(
-        self, work: Path, keeper: Keeper, pages: Pages, attached: Callable[[], None]
-    ) -> None:
+    _pages: Pages
+    _processes: _Processes
+
+    def __init__(self, work: Path, keeper: Keeper, attached: Callable[[], None]) -> None:
         """Listen for CRIU in its work directory."""
-        self._pages = pages
-        self._processes = _Processes(pages.files)
         self._attached = attached
         self._heard: queue.SimpleQueue[tuple[int, int] | _Fetched | None] = queue.SimpleQueue()
         self._is_attached = False
@@ -113,8 +113,10 @@ class Filling:
         self._is_attached = True
         self._heard.put(None)
 
-    def run(self) -> None:
-        """Fill everything."""
+    def run(self, pages: Pages) -> None:
+        """Fill everything; who came before has waited."""
+        self._pages = pages
+        self._processes = _Processes(pages.files)
         while not self._is_attached:
             heard = self._heard.get()
             self._pager.check()
@@ -217,12 +219,13 @@ def fill(connection: socket.socket, opened: Callable[[Plan], AbstractContextMana
                 command.sendall(json.dumps([word, more]).encode() + b"\n")
 
         try:
-            with opened(plan) as pages, Supervision.connect(directory) as supervision:
+            with Supervision.connect(directory) as supervision:
                 keeper = _WhileSupervised(supervision)
-                filling = Filling(directory / "criu", keeper, pages, lambda: tell(ATTACHED))
+                filling = Filling(directory / "criu", keeper, lambda: tell(ATTACHED))
                 try:
                     tell(READY)
-                    filling.run()
+                    with opened(plan) as pages:
+                        filling.run(pages)
                 except BaseException as error:
                     tell(FAILED, _said(error))
                     # Before anything is closed: who waits for a page must not get zeros.

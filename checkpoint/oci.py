@@ -84,7 +84,7 @@ def dump(container: OciContainer, images: Path, work: Path | None, choices: Choi
         )
         try:
             session.ask("DUMP", fields)
-            answer = _until_finished(session)
+            answer = _until_finished(session, rest=criu.REST)
         except criu.HungUp as error:
             raise DumpFailed(str(error)) from error
         finally:
@@ -173,9 +173,11 @@ def _tcp(choice: str | None) -> dict[str, object]:
     }
 
 
-def _until_finished(session: criu.Session, terminal: list[int] | None = None) -> criu.Finished:
+def _until_finished(
+    session: criu.Session, terminal: list[int] | None = None, rest: float | None = None
+) -> criu.Finished:
     while True:
-        event = session.next()
+        event = session.next(rest=rest)
         if isinstance(event, criu.Finished):
             return event
         if event.fd is not None and terminal is not None:

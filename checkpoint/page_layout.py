@@ -7,6 +7,7 @@ layout is that of the complete file, as CRIU writes it where a dump is not lazy.
 from __future__ import annotations
 
 import bisect
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymigrate.checkpoint.images import PAGE, Entry
-from pymigrate.runtime.memory import Memory, Range
+from pymigrate.runtime.memory import Area, Memory, Range
 
 WINDOW = 64 << 10
 """Bytes of addresses whose pages are one segment: a page that appears moves no other's."""
 
-BATCH = 256  # pages that are read together
+BATCH = 512  # pages that are read together: 2 MiB, which stay in the cache until they are hashed
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,12 @@ class Layout:
     @classmethod
     def of_running(cls, memory: Memory) -> Layout:
         """Lay out the memory of a process that may run, as it is just now."""
-        ranges = [each for area in memory.areas() for each in memory.pages(area)]
+        return cls.of_areas(memory, memory.areas())
+
+    @classmethod
+    def of_areas(cls, memory: Memory, areas: Iterable[Area]) -> Layout:
+        """Lay out the pages that are in some mappings of a process."""
+        ranges = [each for area in areas for each in memory.pages(area)]
         addresses = _pages((each.start, each.length // PAGE) for each in ranges)
         return cls(addresses, np.full(len(addresses), -1, np.int64))
 
@@ -71,12 +77,40 @@ class Layout:
         """Bytes of all pages."""
         return len(self.addresses) * PAGE
 
-    def batches(self) -> Iterator[Batch]:
-        """Cut it at the bounds of windows."""
+    @functools.cached_property
+    def edges(self) -> NDArray[np.int64]:
+        """Number the first page of each segment, the pages of a window, and the one behind all."""
+        if not len(self.addresses):
+            return np.zeros(1, np.int64)
         windows = self.addresses // np.uint64(WINDOW)
-        edges = [0, *(np.flatnonzero(np.diff(windows)) + 1).tolist(), len(windows)]
+        inner = np.flatnonzero(np.diff(windows)) + 1
+        return np.concatenate(([0], inner, [len(windows)])).astype(np.int64)
+
+    def names(self) -> list[int]:
+        """Return a number for each segment that says which pages it has; -1 if a file has some.
+
+        Segments of two layouts of one process have the same pages if they have the same number.
+        """
+        if not len(self.addresses):
+            return []
+        starts = self.edges[:-1]
+        window = np.uint64(WINDOW // PAGE)
+        pages = self.addresses // np.uint64(PAGE)
+        which = np.bitwise_or.reduceat(np.uint64(1) << pages % window, starts)
+        found = (pages[starts] // window << window | which).astype(np.int64)
+        found[np.maximum.reduceat(self.places, starts) >= 0] = -1
+        return [*map(int, found.tolist())]
+
+    def only(self, wanted: Sequence[bool]) -> Layout:
+        """Return the layout of some of the segments."""
+        rows = np.repeat(np.array(wanted, np.bool_), np.diff(self.edges))
+        return Layout(self.addresses[rows], self.places[rows])
+
+    def batches(self) -> Iterator[Batch]:
+        """Take segments together."""
+        edges = self.edges.tolist()
         at = 0
-        while edges[at] < len(windows):
+        while edges[at] < len(self.addresses):
             behind = bisect.bisect_right(edges, edges[at] + BATCH) - 1
             yield Batch(edges[at : behind + 1])
             at = behind

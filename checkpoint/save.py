@@ -57,6 +57,9 @@ class MemoryTaker(Protocol):
     def look(self, pids: Sequence[int]) -> None:
         """Look at the processes while they run, so that little is left for `take`."""
 
+    def look_still(self, pids: Sequence[int], stage: Path) -> None:
+        """Begin to look at what cannot change any more; they stand still, CRIU is at work."""
+
     def take(self, pids: Sequence[int], stage: Path) -> None:
         """Take all of it; they stand still, and CRIU's images are in the stage."""
 
@@ -128,6 +131,8 @@ def capture(
                 saved.froze_at = time.monotonic()
                 container.freeze()
                 wire.unplug()
+            if memory is not None:
+                memory.look_still(container.cgroup.pids(), stage)
             members, held = _take_down(container, stage, options, prepared, saved, memory)
             with held:
                 if options.leave_running:
@@ -210,6 +215,10 @@ def _take_down(
         raise
     try:
         if memory is not None:
+            with saved.phase("let go"):
+                # While the memory is looked at: CRIU leaves all in the freezer's hands, and needs
+                # as long as a tenth of the whole pause to end.
+                held.abandon()
             with saved.phase("memory"):
                 memory.take(container.cgroup.pids(), stage)
         with saved.phase("files"):

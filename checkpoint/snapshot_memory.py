@@ -3,7 +3,8 @@
 ::
 
     while it runs     read all, 64 KiB at a time: is it in the repository? else it is laid aside
-    ═══ frozen ═══    read all once more: only what nobody has seen is laid aside too
+    ═══ frozen ═══    read all once more, beside CRIU: only what nobody has seen is laid aside too
+                      CRIU says which pages there are: read what was not read yet, or is code
     while it runs     store what was laid aside, if it was still there under the freeze
 
 What was seen is known by a hash of 128 bits, keyed by a number that nobody else knows: so the
@@ -19,7 +20,7 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -38,10 +39,12 @@ SPARE = 256 << 20
 """Bytes that are laid aside in memory while the container runs, and as much under the freeze."""
 
 LOOKS = 3  # at most, while it runs; another one only where there was more than that
-_TOGETHER = 64  # batches that threads work on before anything is stored
+_TOGETHER = 32  # batches that threads work on before anything is stored
 _SEGMENTS = 1024  # that are stored at once
 
 Digest = bytes
+Still = Mapping[int, Mapping[int, Digest]]
+"""By a process' inner PID, what was in a segment of it; see Layout.names."""
 
 
 class Aside:
@@ -115,9 +118,9 @@ class _Taken:
 
 
 class SnapshotMemory:
-    """The memory of one container: `look` while it runs, `take` when it is frozen, then `add`.
+    """The memory of one container: `look` while it runs, `look_still` and `take` when it is frozen.
 
-    Close it in the end.
+    Then `add` it, and close it in the end.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -129,6 +132,8 @@ class SnapshotMemory:
         self._taken: dict[str, _Taken] = {}
         self._buffers = threading.local()
         self._pool = ThreadPoolExecutor(THREADS)
+        self._beside = ThreadPoolExecutor(1)  # looks with the others while CRIU is waited for
+        self._still: Future[Still] | None = None
 
     # While it runs
 
@@ -183,9 +188,28 @@ class SnapshotMemory:
 
     # Under the freeze
 
+    def look_still(self, pids: Sequence[int], stage: Path) -> None:
+        """Begin to look at what stands still and stays as it is; others go on, until `take`."""
+        self._aside.limit(SPARE, stage)
+        self._still = self._beside.submit(self._look_still, pids)
+
+    def _look_still(self, pids: Sequence[int]) -> Still:
+        found: dict[int, Mapping[int, Digest]] = {}
+        with Memories.of(pids) as memories:
+            for inner, memory in memories.by_inner.items():
+                layout = Layout.of_areas(memory, memory.quiet_areas())
+                digests = self._read_all(layout, memory, -1)
+                # What is gone was not seen: where all of it is wanted, it is read again.
+                found[inner] = {
+                    key: digest
+                    for key, digest in zip(layout.names(), digests, strict=True)
+                    if digest is not None
+                }
+        return found
+
     def take(self, pids: Sequence[int], stage: Path) -> None:
         """Lay aside what was not seen before. Raises DumpFailed if some of it cannot be read."""
-        self._aside.limit(SPARE, stage)
+        still = self._still.result() if self._still is not None else {}
         directory = stage / archive.IMAGES
         with Memories.of(pids) as memories:
             for path in sorted(directory.iterdir()):
@@ -198,21 +222,35 @@ class SnapshotMemory:
                 layout = Layout.of_entries(entries)
                 memory = memories.by_inner.get(inner)
                 pages = f"pages-{pages_id}.img"
-                digests = self._take_all(layout, memory, directory / pages)
+                digests = self._take_all(layout, memory, directory / pages, still.get(inner, {}))
                 taken = _Taken(f"{archive.IMAGES}/{path.name}", layout.size, digests)
                 self._taken[f"{archive.IMAGES}/{pages}"] = taken
 
-    def _take_all(self, layout: Layout, memory: Memory | None, path: Path) -> list[Digest]:
+    def _take_all(
+        self, layout: Layout, memory: Memory | None, path: Path, seen: Mapping[int, Digest]
+    ) -> list[Digest]:
+        known = [seen.get(key) for key in layout.names()]
+        rest = layout.only([digest is None for digest in known])
         with path.open("rb", buffering=0) as stream:
-            file = stream.fileno()
+            later = self._read_all(rest, memory, stream.fileno())
+            digests = [digest or next(later) for digest in known]
+        found = [digest for digest in digests if digest is not None]
+        if len(found) < len(digests):
+            raise DumpFailed(f"memory that belongs into {path.name} cannot be read")
+        return found
 
-            def take(batch: Batch) -> list[Digest]:
-                into = self._buffer(batch)
-                if layout.read(batch, memory, file, into) != batch.size:
-                    raise DumpFailed(f"memory that belongs into {path.name} cannot be read")
-                return [*map(self._kept, batch.segments(into))]
+    def _read_all(
+        self, layout: Layout, memory: Memory | None, file: int
+    ) -> Iterator[Digest | None]:
+        """Lay aside what nobody has seen; yields the digest of each segment, None if it is gone."""
 
-            return [*itertools.chain.from_iterable(self._pool.map(take, layout.batches()))]
+        def read(batch: Batch) -> list[Digest | None]:
+            into = self._buffer(batch)
+            content = into[: layout.read(batch, memory, file, into)]
+            found: list[Digest | None] = [*map(self._kept, batch.segments(content))]
+            return found + [None] * (len(batch.edges) - 1 - len(found))
+
+        return itertools.chain.from_iterable(self._pool.map(read, layout.batches()))
 
     def _kept(self, segment: memoryview) -> Digest:
         digest = self._digest(segment)
@@ -252,6 +290,7 @@ class SnapshotMemory:
 
     def close(self) -> None:
         """Forget what was laid aside; may be repeated."""
+        self._beside.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
         self._aside.close()
 

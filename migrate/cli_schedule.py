@@ -67,6 +67,17 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "skipped; $PYMIGRATE_CONTAINER, $PYMIGRATE_SNAPSHOT, $PYMIGRATE_ERROR",
     )
     adding.add_argument(
+        "--on-failure",
+        metavar="COMMAND",
+        help="run this at the end of a run that failed or was skipped; told as much as --post",
+    )
+    adding.add_argument(
+        "--webhook",
+        type=Path,
+        metavar="FILE",
+        help="post a run that failed or was skipped, as JSON, to the address that this file has",
+    )
+    adding.add_argument(
         "--metrics",
         type=Path,
         metavar="FILE.prom",
@@ -95,11 +106,13 @@ def _schedules(arguments: argparse.Namespace) -> Schedules:
 def add(arguments: argparse.Namespace) -> int:
     """Keep a schedule and its line in the crontab."""
     from pymigrate.migrate import crontabs, snapshots
-    from pymigrate.migrate.run_report import parse_command
+    from pymigrate.migrate.run_report import parse_command, read_address
     from pymigrate.migrate.schedule import MAX_JITTER, Schedule, program
 
     if not 0 <= arguments.jitter <= MAX_JITTER:
         raise UsageError(f"--jitter {arguments.jitter}: from 0 to {MAX_JITTER} seconds")
+    if arguments.webhook is not None:
+        read_address(arguments.webhook)
     schedules = _schedules(arguments)
     # Cron's run has another environment: what names the secret now is written down.
     named = arguments.key_file or os.environ.get(snapshots.PASSPHRASE)
@@ -116,6 +129,10 @@ def add(arguments: argparse.Namespace) -> int:
         jitter=arguments.jitter,
         before=parse_command(arguments.pre, "--pre") if arguments.pre else (),
         after=parse_command(arguments.post, "--post") if arguments.post else (),
+        on_failure=(
+            parse_command(arguments.on_failure, "--on-failure") if arguments.on_failure else ()
+        ),
+        webhook=str(arguments.webhook.absolute()) if arguments.webhook else None,
         metrics=str(arguments.metrics.absolute()) if arguments.metrics else None,
         systemd=arguments.systemd,
         created=now,
@@ -144,6 +161,8 @@ def _document(schedules: Schedules, schedule: Schedule) -> dict[str, object]:
         "jitter": schedule.jitter,
         "pre": shlex.join(schedule.before) or None,
         "post": shlex.join(schedule.after) or None,
+        "on_failure": shlex.join(schedule.on_failure) or None,
+        "webhook": schedule.webhook,
         "metrics": schedule.metrics,
         "systemd": schedule.systemd,
         "created": schedule.created,

@@ -1,16 +1,20 @@
-"""Tell others how a scheduled run went: commands before and after it, and a file for Prometheus."""
+"""Tell others how a scheduled run went: commands, a web hook, and a file for Prometheus."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pymigrate.runtime.errors import HostError, UsageError
 
 HOOK_SECONDS = 600.0
+POST_SECONDS = 30.0
 _TOLD = 300  # characters of what a failed command said
 
 
@@ -50,6 +54,46 @@ def run_command(words: tuple[str, ...], told: Mapping[str, str]) -> None:
     if done.returncode:
         said = done.stdout.decode("utf-8", "replace").strip()[-_TOLD:]
         raise HostError(f"{name} ended with {done.returncode}: {said or 'it said nothing'}")
+
+
+def read_address(path: Path) -> str:
+    """Read the address of a web hook, which is a secret: so it is in a file. Raises UsageError."""
+    try:
+        address = path.read_text(encoding="utf-8").strip()
+        parts = urlsplit(address)
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the address in {path}: {error}") from error
+    if not good or not address.isprintable():
+        raise UsageError(
+            f"{path} holds no address of a web hook", hint="a line such as https://example.org/hook"
+        )
+    return address
+
+
+def post(path: Path, document: Mapping[str, object]) -> None:
+    """Post JSON to the web hook whose address a file has; redirections are not followed.
+
+    Raises:
+        HostError: it did not take it. The message has no more of the address than its host.
+        UsageError: the file has no address.
+
+    """
+    parts = urlsplit(read_address(path))
+    host = parts.hostname or ""
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(host, parts.port, timeout=POST_SECONDS)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        body = json.dumps(document).encode()
+        connection.request("POST", target, body, {"Content-Type": "application/json"})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        raise HostError(f"the web hook at {host} cannot be reached: {error}") from error
+    finally:
+        connection.close()
+    if status >= 300:
+        raise HostError(f"the web hook at {host} answered {status}")
 
 
 def metrics(container: str, values: Mapping[str, float]) -> str:

@@ -11,9 +11,10 @@ import json
 import os
 import select
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -44,9 +45,9 @@ _UNSEEN = "it was due, and no run is known: was the host off, or cron not runnin
 class Schedule:
     """What to do, and when.
 
-    ``jitter`` is the longest random wait before a run, in seconds; ``before`` and ``after`` are
-    commands, ``metrics`` the file for Prometheus: see run_report.py. ``since`` is when its times
-    were last changed.
+    ``jitter`` is the longest random wait before a run, in seconds; ``before``, ``after`` and
+    ``on_failure`` are commands, ``webhook`` the file that has the address of one, ``metrics`` the
+    file for Prometheus: see run_report.py. ``since`` is when its times were last changed.
     """
 
     name: str
@@ -61,6 +62,8 @@ class Schedule:
     systemd: bool = False
     created: str = ""
     since: str = ""
+    on_failure: tuple[str, ...] = ()
+    webhook: str | None = None
 
     @property
     def due(self) -> crontabs.Fields | None:
@@ -86,6 +89,8 @@ class Schedule:
             "systemd": self.systemd,
             "created": self.created,
             "since": self.since,
+            "on_failure": list(self.on_failure),
+            "webhook": self.webhook,
         }
         return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -97,7 +102,7 @@ class Schedule:
             if document["format"] != FORMAT:
                 raise ValueError(f"format {document['format']!r}")
             repository, key_file = document["repository"], document["key_file"]
-            metrics = document["metrics"]
+            metrics, webhook = document["metrics"], document.get("webhook")
             return cls(
                 name=check_name(str(document["name"])),
                 expression=crontabs.check(str(document["expression"])),
@@ -111,6 +116,8 @@ class Schedule:
                 systemd=bool(document["systemd"]),
                 created=str(document["created"]),
                 since=str(document.get("since", document["created"])),
+                on_failure=tuple(str(word) for word in document.get("on_failure", ())),
+                webhook=None if webhook is None else str(webhook),
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise HostError(
@@ -354,7 +361,31 @@ class Schedules:
         except PymigrateError as error:
             now = replace(run, result="failed", exit_code=error.exit_code, error=error.message)
             self._remember(schedule.name, now)
+            self._alarm(schedule, now)
             raise
+        if run.result != "ok":
+            self._alarm(schedule, run)
+
+    def _alarm(self, schedule: Schedule, run: Run) -> None:
+        """Call for help, by each of the ways; if one fails, that is written down too."""
+        ways: list[Callable[[], None]] = []
+        if schedule.on_failure:
+            told = _told(schedule.name, run)
+            ways.append(lambda: run_report.run_command(schedule.on_failure, told))
+        if schedule.webhook is not None:
+            where = Path(schedule.webhook)
+            document = {"host": socket.gethostname(), "container": schedule.name}
+            ways.append(lambda: run_report.post(where, {**document, **run.to_document()}))
+        failures = []
+        for way in ways:
+            try:
+                way()
+            except PymigrateError as error:
+                failures.append(error.message)
+        if failures:
+            message = "; ".join([run.error, *failures])
+            self._remember(schedule.name, replace(run, error=message))
+            raise HostError(f"not all could be told of the failure: {'; '.join(failures)}")
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:

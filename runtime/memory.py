@@ -57,6 +57,7 @@ class Area:
     start: int
     end: int
     readable: bool
+    executable: bool = False
 
 
 def parse_maps(text: str) -> list[Area]:
@@ -68,8 +69,20 @@ def parse_maps(text: str) -> list[Area]:
         if fields[1][3] != "p" or fields[4] != "0" or name.startswith(_KERNELS):
             continue
         start, _, end = fields[0].partition("-")
-        found.append(Area(int(start, 16), int(end, 16), fields[1][0] == "r"))
+        rights = fields[1]
+        found.append(Area(int(start, 16), int(end, 16), rights[0] == "r", rights[2] == "x"))
     return found
+
+
+def quiet(text: str) -> list[Area]:
+    """Return those that nobody writes to while their process stands still and CRIU looks at it.
+
+    Into code CRIU puts some of its own for a while (CRIU: compel_execute_syscall). And where there
+    are rings of asynchronous I/O, the kernel may still read into any page: then there are none.
+    """
+    if "/[aio]" in text:
+        return []
+    return [area for area in parse_maps(text) if not area.executable]
 
 
 def inner_pid(pid: int) -> int:
@@ -121,11 +134,17 @@ class Memory:
 
     def areas(self) -> list[Area]:
         """Return the mappings, by address; none of a process that is gone."""
+        return parse_maps(self._maps())
+
+    def quiet_areas(self) -> list[Area]:
+        """Return those that do not change while it stands still, also under a dump; see `quiet`."""
+        return quiet(self._maps())
+
+    def _maps(self) -> str:
         try:
-            text = Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8", errors="replace")
+            return Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
-            return []
-        return parse_maps(text)
+            return ""
 
     def pages(self, area: Area) -> Iterator[Range]:
         """Yield where an area has pages of its own, in memory or swapped out."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -280,11 +283,18 @@ def test_line_that_is_lost_at_any_question_costs_nothing(
             over = client.left > 0
         assert [] == repository.disk.names("locks")
         assert [] == repository.disk.names("tmp")
-        assert verify(repository, data=True).is_sound
+        all_there(repository, tmp_path / "scratch")
         if over:
             break
     assert lost > 15
     assert content() == restored(repository, first.id, tmp_path / "scratch")
+
+
+def all_there(repository: Repository, scratch: Path) -> None:
+    """See that each snapshot which was published can be verified, and restored."""
+    assert verify(repository, data=True).is_sound
+    for snapshot in repository.listing().snapshots:
+        assert {*content()} == {*restored(repository, snapshot.id, scratch)}
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, None])
@@ -307,6 +317,7 @@ def test_disk_that_fails_there_at_any_change_costs_nothing(
             repository.disk.remove(f"locks/{name}")
         for snapshot in repository.listing().snapshots:
             assert verify(repository, snapshot.id, data=True).is_sound
+            assert {*content()} == {*restored(repository, snapshot.id, tmp_path / "scratch")}
         if disk.done <= fails_at:
             break
         fails_at += 1
@@ -314,6 +325,86 @@ def test_disk_that_fails_there_at_any_change_costs_nothing(
     add(repository, content(), tmp_path / "scratch")
     assert [] == repository.disk.names("tmp")
     assert content() == restored(repository, first.id, tmp_path / "scratch")
+
+
+@pytest.fixture
+def wasteful(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wasteful:
+    monkeypatch.setattr(pruning, "FEW", 1)
+    repository = Repository.open_or_make(Directory(root))
+    kept = {add(repository, content(n), tmp_path / "scratch").id: content(n) for n in range(4)}
+    forgotten = [*kept][:2]
+    repository.remove(forgotten)
+    return Wasteful(repository, {one: kept[one] for one in kept if one not in forgotten}, root)
+
+
+@dataclass(frozen=True)
+class Wasteful:
+    """A repository of which prune removes packs, and writes others anew."""
+
+    repository: Repository
+    kept: dict[str, Content]
+    root: Path
+
+    @contextmanager
+    def copied(self, place: Path) -> Iterator[Path]:
+        """Have a copy of it; once it was pruned badly, all is there, and the next one goes on."""
+        shutil.copytree(self.root, place)
+        yield place
+        repository = Repository(Directory(place), self.repository.keys)
+        for name in repository.disk.names("locks"):  # of an agent that died: of this process here
+            repository.disk.remove(f"locks/{name}")
+        for identity, expected in self.kept.items():
+            assert expected == restored(repository, identity, place.parent / "scratch")
+        pruning.prune(repository)
+        assert [] == repository.disk.names("tmp")
+        assert verify(repository, data=True).is_sound
+        again = pruning.prune(repository, dry_run=True).plan
+        assert not again.remove + again.rewrite
+        shutil.rmtree(place)
+
+    def pruned(self, storage: Storage) -> None:
+        """Prune by a storage."""
+        pruning.prune(Repository(storage, self.repository.keys))
+
+
+def test_line_that_is_lost_at_any_question_of_a_prune_costs_nothing(
+    wasteful: Wasteful, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storages, "Client", Cut)
+    lost = 0
+    for lost_at in itertools.count(1):
+        with wasteful.copied(tmp_path / "copy") as place:
+            with storages.by_thread(Directory(place)) as (storage, client):
+                assert isinstance(client, Cut)
+                client.left = lost_at
+                try:
+                    wasteful.pruned(storage)
+                except TransportError:
+                    lost += 1
+                over = client.left > 0
+            assert [] == [*(place / "locks").iterdir(), *(place / "tmp").iterdir()]
+        if over:
+            break
+    assert lost > 15
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, None])
+def test_disk_that_fails_there_at_any_change_of_a_prune_costs_nothing(
+    wasteful: Wasteful, tmp_path: Path, error: int | None
+) -> None:
+    expected = {errno.ENOSPC: NoSpace, errno.EIO: HostError, None: PymigrateError}[error]
+    failed = 0
+    for fails_at in itertools.count():
+        with wasteful.copied(tmp_path / "copy") as place:
+            disk = FailingDisk(place, fails_at, error)
+            with storages.by_thread(disk) as (storage, _):
+                try:
+                    wasteful.pruned(storage)
+                except expected:
+                    failed += 1
+        if disk.done <= fails_at:
+            break
+    assert failed > 10
 
 
 @pytest.mark.parametrize(

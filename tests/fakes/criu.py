@@ -25,6 +25,7 @@ class ScriptedCriu:
     votes: list[bool] = field(default_factory=list)
     failure: BaseException | None = None
     process: subprocess.Popen[bytes] | None = None  # what has CRIU's PID, and can be killed
+    program: Sequence[str] = ("sleep", "60")  # what that does
     _socket: socket.socket | None = None
     _thread: threading.Thread | None = None
 
@@ -34,7 +35,7 @@ class ScriptedCriu:
         self._socket = socket.socket(fileno=os.dup(fds[0]))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        self.process = subprocess.Popen(["sleep", "60"])
+        self.process = subprocess.Popen(self.program)
         return self.process.pid
 
     def finish(self) -> None:

@@ -20,6 +20,7 @@ ANSWERING = (
     "sql",
     "redis-ask",
     "redis-change",
+    "redis-first",
     "lines",
 )  # others report what they saw since the last line
 CONNECTING = 30.0  # seconds for a server to come up

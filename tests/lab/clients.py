@@ -296,6 +296,19 @@ def redis_change(arguments: argparse.Namespace) -> None:
     tell("done")
 
 
+def redis_first(arguments: argparse.Namespace) -> None:
+    """For each line, connect and ask whether it is there; tell when the answer came.
+
+    By the clock that all processes share. It has started before there is anybody to ask.
+    """
+    tell("ready")
+    orders = Orders()
+    while orders.next(TIMEOUT * 10) is not None:
+        Redis(arguments.host, arguments.port).ask("PING")
+        tell("answer", at=time.monotonic())
+    tell("done")
+
+
 def redis_ask(arguments: argparse.Namespace) -> None:
     """Answer each line of words with what Redis says to this command."""
     redis = Redis(arguments.host, arguments.port)
@@ -502,6 +515,7 @@ CLIENTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "redis-ask": redis_ask,
     "redis-change": redis_change,
     "redis-ping": redis_ping,
+    "redis-first": redis_first,
     "echo": echo,
     "ledger": ledger,
     "lines": lines,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,12 @@ pytestmark = [pytest.mark.privileged, pytest.mark.criu]
 
 REPOSITORY = "ssh://root@beta/srv/kept"
 AT = ("--repo", REPOSITORY)
+COPY_ADDRESS = "10.88.0.32"
+DYING = Path(__file__).with_name("killed") / "dying.py"
+SOME = pytest.mark.parametrize(
+    "every", [60, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+)
+"""Die at each so many-eth effect; all of them take an hour."""
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +124,40 @@ def test_killed_ones_leave_nothing_there(lab: Lab, counter: Counter) -> None:
     alpha.pymigrate("snapshot", "create", "counter", *AT)
     alpha.pymigrate("snapshot", "prune", *AT)
     assert [] == list(kept(lab).glob("tmp/*"))
+
+
+@SOME
+@pytest.mark.parametrize("words", [("create", "counter"), ("prune", "--keep-last", "1")])
+def test_commands_killed_at_any_effect_cost_nothing_there(
+    lab: Lab, counter: Counter, words: tuple[str, ...], every: int
+) -> None:
+    """What is published restores each time, the container runs, and the next run goes on."""
+    alpha = lab["alpha"]
+    dying = [sys.executable, "-I", str(DYING), "command"]
+    deaths = 0
+    for moment in itertools.count(1 + every // 2, every):
+        alpha.pymigrate("snapshot", "create", "counter", *AT)
+        alpha.sh("rm -f /srv/mark")
+        command = [*dying, str(moment), "/srv/mark", "snapshot", *words, *AT]
+        done = alpha.run(command, check=False)
+        died = alpha.outside("/srv/mark").exists()
+        assert died or done.returncode == 0, done
+        deaths += died
+        until(lambda: not list(kept(lab).glob("locks/*")))
+        assert "running" == counter.status(alpha)
+        assert alpha.pymigrate_json("snapshot", "verify", "--data", *AT)["sound"], moment
+        for identity in listed(alpha)[-2:]:
+            where = ("--name", "copy", "--ip", COPY_ADDRESS)
+            alpha.pymigrate("snapshot", "restore", identity, *where, *AT)
+            assert "running" == alpha.pymigrate_json("inspect", "copy")["state"]["status"]
+            alpha.pymigrate("rm", "-f", "copy")
+        if not died:
+            break
+    assert deaths > 3
+    alpha.pymigrate("snapshot", "create", "counter", *AT)
+    alpha.pymigrate("snapshot", "prune", "--keep-last", "1", *AT)
+    assert [] == list(kept(lab).glob("tmp/*"))
+    assert 1 == len(listed(alpha))
 
 
 def test_full_disk_there_is_told_here(lab: Lab, counter: Counter) -> None:

@@ -126,12 +126,17 @@ def test_failures_and_overlaps_are_seen(alpha: Host) -> None:
 def test_others_are_told_how_runs_went(alpha: Host) -> None:
     options = ("--metrics", "/srv/web.prom", "--pre", "sh -c 'test ! -e /srv/stop'")
     after = """sh -c 'echo "$PYMIGRATE_CONTAINER $PYMIGRATE_RESULT" >> /srv/told'"""
-    alpha.pymigrate("schedule", "add", "web", "@daily", *options, "--post", after)
+    failing = """sh -c 'echo "$PYMIGRATE_RESULT: $PYMIGRATE_ERROR" >> /srv/alarm'"""
+    ways = ("--post", after, "--on-failure", failing)
+    alpha.pymigrate("schedule", "add", "web", "@daily", *options, *ways)
     alpha.pymigrate("schedule", "run", "web")
     alpha.sh("touch /srv/stop")
     assert 20 == alpha.pymigrate("schedule", "run", "web", check=False).returncode
 
     assert "web ok\nweb failed\n" == alpha.sh("cat /srv/told")
+    assert ["failed", " sh -c 'test ! -e /srv/stop' ended with 1"] == (
+        alpha.sh("cat /srv/alarm").strip().split(":")[:2]
+    )
     assert 'last_run_failed{container="web"} 1' in alpha.sh("cat /srv/web.prom")
     assert 1 == len(alpha.pymigrate_json("snapshot", "ls"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -128,3 +129,44 @@ def test_failed_answer_carries_criu_s_words() -> None:
         assert Finished(False, None, 0, "Error: no") == session.next(5)
     fake.finish()
     assert issubclass(HungUp, CheckpointError)
+
+
+ORPHANED = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+BUSY = [sys.executable, "-c", ORPHANED]
+BEHIND = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *BUSY]
+
+
+@pytest.mark.parametrize("program", [BUSY, BEHIND], ids=["itself", "what it began"])
+def test_a_criu_that_works_is_not_taken_for_stuck(program: list[str]) -> None:
+    """It is silent for as long as it may be, which is more than it may rest."""
+    fake = ScriptedCriu([expect("DUMP"), await_hang_up], program=program)
+    with Session.start(fake.spawn) as session:
+        session.ask("DUMP", {})
+        with pytest.raises(HungUp, match="said nothing for 3 s"):
+            session.next(3, rest=0.8)
+    fake.finish()
+
+
+def test_a_criu_that_does_nothing_is_killed_long_before_its_time_is_up() -> None:
+    fake = ScriptedCriu([expect("DUMP"), await_hang_up])
+    with Session.start(fake.spawn) as session:
+        session.ask("DUMP", {})
+        with pytest.raises(HungUp, match=r"did nothing for 0\.2 s and was killed"):
+            session.next(criu.PATIENCE, rest=0.2)
+    assert fake.process is not None
+    assert -signal.SIGKILL == fake.process.wait(10)
+    fake.finish()
+
+
+def test_a_stopped_criu_does_not_keep_the_end_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(criu, "REST", 0.2)
+    fake = ScriptedCriu([expect("DUMP"), await_hang_up], program=BUSY)
+    session = Session.start(fake.spawn)
+    session.ask("DUMP", {})
+    os.kill(session.pid, signal.SIGSTOP)
+
+    session.end()
+
+    assert fake.process is not None
+    assert -signal.SIGKILL == fake.process.wait(10)
+    fake.finish()

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from pymigrate.runtime.memory import PAGE, Area, Memory
+from pymigrate.runtime.memory import PAGE, Area, Memory, parse_maps, quiet
 
 PAGES = 9000  # more regions than one question may be answered by, and more than fit the kernel's
 
@@ -26,3 +26,26 @@ def test_scattered_pages_are_each_told_once_and_in_order() -> None:
     expected = [start + 2 * number * PAGE for number in range(PAGES)]
     assert expected == [each.start for each in found]
     assert all(each.length == PAGE for each in found)
+
+
+MAPS = """\
+00400000-00452000 r-xp 00000000 08:02 173521 /bin/true
+01000000-01021000 rw-p 00000000 00:00 0      [heap]
+7f0000000000-7f0000010000 rwxp 00000000 00:00 0
+7f0000020000-7f0000030000 ---p 00000000 00:00 0
+7f0000040000-7f0000050000 rw-s 00000000 00:00 0
+7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0 [stack]
+7ffd00100000-7ffd00102000 r-xp 00000000 00:00 0 [vdso]
+"""
+RING = "7f0000060000-7f0000062000 rw-s 00000000 00:11 9 /[aio] (deleted)\n"
+
+
+def test_memory_is_quiet_where_there_is_no_code_and_no_asynchronous_io() -> None:
+    heap = Area(0x01000000, 0x01021000, readable=True)
+    code = Area(0x7F0000000000, 0x7F0000010000, readable=True, executable=True)
+    shut = Area(0x7F0000020000, 0x7F0000030000, readable=False)
+    stack = Area(0x7FFD00000000, 0x7FFD00021000, readable=True)
+
+    assert [heap, code, shut, stack] == parse_maps(MAPS)
+    assert [heap, shut, stack] == quiet(MAPS)
+    assert [] == quiet(MAPS + RING)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from crontab import CronTab
@@ -40,6 +45,8 @@ SCHEDULE = Schedule(
     "/srv/web.prom",
     True,
     "2026-01-02T03:04:05Z",
+    on_failure=("page", "ops"),
+    webhook="/etc/hook",
 )
 
 
@@ -177,6 +184,89 @@ def test_commands_of_the_operator_are_run_without_a_shell(tmp_path: Path) -> Non
     for bad in ("'", "  "):
         with pytest.raises(UsageError):
             run_report.parse_command(bad, "--pre")
+
+
+class Hook(BaseHTTPRequestHandler):
+    """A web hook that keeps what it is told, and answers as it is asked to."""
+
+    told: ClassVar[list[tuple[str, dict[str, object]]]] = []
+    answer = 204
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.told.append((self.path, json.loads(body)))
+        self.send_response(self.answer)
+        self.send_header("Location", "http://127.0.0.1/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(Hook, "told", [])
+    file = tmp_path / "hook"
+    with HTTPServer(("127.0.0.1", 0), Hook) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        file.write_text(f"http://127.0.0.1:{server.server_port}/secret?key=1\n")
+        yield file
+        server.shutdown()
+        thread.join()
+
+
+def test_web_hook_is_posted_to(hook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_report.post(hook, {"result": "failed"})
+
+    assert [("/secret?key=1", {"result": "failed"})] == Hook.told
+    for answer in (302, 500):
+        monkeypatch.setattr(Hook, "answer", answer)
+        with pytest.raises(HostError, match=f"at 127.0.0.1 answered {answer}") as refused:
+            run_report.post(hook, {})
+        assert "secret" not in refused.value.message
+    hook.write_text("http://127.0.0.1:1/secret")
+    with pytest.raises(HostError, match="cannot be reached") as refused:
+        run_report.post(hook, {})
+    assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize("bad", ["", "example.org/hook", "ftp://a/b", "http://", "http://a:x/"])
+def test_what_is_no_address_of_a_web_hook_is_refused(tmp_path: Path, bad: str) -> None:
+    (tmp_path / "hook").write_text(bad)
+    with pytest.raises(UsageError):
+        run_report.read_address(tmp_path / "hook")
+    with pytest.raises(UsageError):
+        run_report.read_address(tmp_path / "nowhere")
+
+
+def test_failures_are_told_and_others_are_not(hook: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    command = ("sh", "-c", f'echo "$PYMIGRATE_RESULT: $PYMIGRATE_ERROR" >> {told}')
+    schedules = Schedules(Host.open(tmp_path / "root"))
+    schedule = Schedule("web", "@reboot", on_failure=command, webhook=str(hook))
+    schedules._write(schedule)
+
+    schedules._finish(schedule, Run("2026-01-02T03:04:05Z", 1.0, "ok"))
+    assert ([], False) == (Hook.told, told.exists())
+    schedules._finish(schedule, Run("2026-01-02T03:14:05Z", 1.0, "skipped", error="at work"))
+    with pytest.raises(NotFound):
+        schedules.run("web", wait=False)  # there is no such container
+
+    assert ["skipped: at work", "failed: there is no container 'web' below"] == [
+        line.partition(" /")[0] for line in told.read_text().splitlines()
+    ]
+    assert [("web", "skipped"), ("web", "failed")] == [
+        (document["container"], document["result"]) for _, document in Hook.told
+    ]
+
+    hook.unlink()
+    with pytest.raises(HostError, match="not all could be told"):
+        schedules._finish(schedule, Run("2026-01-02T03:24:05Z", 1.0, "failed", error="full"))
+    assert 3 == len(told.read_text().splitlines())  # by the other way it was
+    said = [run.error for run in schedules.history("web") if run.started.endswith("03:24:05Z")]
+    assert "full" == said[0]
+    assert said[1].startswith("full; cannot read the address")
 
 
 def test_metrics_are_prometheus_text(tmp_path: Path) -> None:

@@ -62,18 +62,22 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     found = Held(tmp_path)
     # Of this process only that memory is looked at: the rest of it changes all the time.
     own = Layout.of_entries([Entry(found.address, COUNT, present=False, lazy=True)])
-    monkeypatch.setattr(Layout, "of_running", classmethod(lambda *_: own))
+    monkeypatch.setattr(Layout, "of_areas", classmethod(lambda *_: own))
     yield found
     found.memory.close()
 
 
-def kept(held: Held, change: int | None, *, looks: bool = True) -> tuple[Snapshot, int]:
+def kept(
+    held: Held, change: int | None, *, looks: bool = True, still: bool = True
+) -> tuple[Snapshot, int]:
     """Make a snapshot, of which a page changes after the look; returns how many chunks were new."""
     with writing(held.repository) as writer, closing(SnapshotMemory(writer)) as memory:
         if looks:
             memory.look([os.getpid()])
         if change is not None:
             held.change(change, b"x")
+        if still:
+            memory.look_still([os.getpid()], held.stage)
         memory.take([os.getpid()], held.stage)
         held.change(COUNT - 1, b"y")  # it runs again: nothing of this may be seen
         memory.complete(held.members)
@@ -86,16 +90,56 @@ def kept(held: Held, change: int | None, *, looks: bool = True) -> tuple[Snapsho
 
 @pytest.mark.parametrize("room", [0, PAGE, snapshot_memory.SPARE])
 @pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("still", [True, False])
 def test_memory_is_kept_as_it_was_under_the_freeze(
-    held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, looks: bool
+    held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, looks: bool, still: bool
 ) -> None:
     monkeypatch.setattr(snapshot_memory, "SPARE", room)
     expected = OWN + NOISE[: 7 * PAGE] + b"x" * PAGE + NOISE[8 * PAGE :]
 
-    made, _ = kept(held, 7, looks=looks)
+    made, _ = kept(held, 7, looks=looks, still=still)
 
     found = restored(held.repository, made.id, tmp_path / "scratch")
     assert {"checkpoint/pages-1.img": expected} == found
+
+
+def taken(held: Held, tmp_path: Path, before: Layout, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Look at what stands still, as laid out then; change a page all the same; take the memory."""
+    monkeypatch.setattr(Layout, "of_areas", classmethod(lambda *_: before))
+    with writing(held.repository) as writer, closing(SnapshotMemory(writer)) as memory:
+        memory.look_still([os.getpid()], held.stage)
+        memory._beside.shutdown(wait=True)
+        held.change(7, b"x")
+        memory.take([os.getpid()], held.stage)
+        pages = memory.add("checkpoint/pages-1.img")
+        assert pages is not None
+        described = Snapshot("", "2026-01-02T03:04:05Z", "alpha", manifest(), (pages,))
+        made = writer.publish(described)
+    return restored(held.repository, made.id, tmp_path / "scratch")["checkpoint/pages-1.img"]
+
+
+def test_what_was_read_beside_criu_is_not_read_again(
+    held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Layout.of_entries([Entry(held.address, COUNT, present=False, lazy=True)])
+
+    assert OWN + NOISE == taken(held, tmp_path, before, monkeypatch)
+
+
+@pytest.mark.parametrize("pieces", [[], [(0, 7), (8, COUNT - 8)]], ids=["code", "a page less"])
+def test_what_was_not_seen_so_beside_criu_is_read_again(
+    held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[tuple[int, int]]
+) -> None:
+    before = Layout.of_entries(
+        [
+            Entry(held.address + first * PAGE, count, present=False, lazy=True)
+            for first, count in pieces
+        ]
+    )
+
+    found = taken(held, tmp_path, before, monkeypatch)
+
+    assert OWN + NOISE[: 7 * PAGE] + b"x" * PAGE + NOISE[8 * PAGE :] == found
 
 
 def test_what_did_not_change_is_not_stored_again(held: Held) -> None:
@@ -158,3 +202,26 @@ def test_segments_end_where_windows_of_addresses_end() -> None:
     assert all(batch.size <= BATCH * PAGE for batch in layout.batches())
     assert layout.size == sum(batch.size for batch in layout.batches())
     assert [] == [*Layout.of_entries([]).batches()]
+
+
+def test_segments_of_two_layouts_have_one_name_if_they_have_the_same_pages() -> None:
+    def names(*entries: tuple[int, int, bool]) -> list[int]:
+        return Layout.of_entries(
+            [
+                Entry(page * PAGE, count, present=here, lazy=not here)
+                for page, count, here in entries
+            ]
+        ).names()
+
+    both = names((32, 16, False), (49, 3, False))
+    assert 2 == len({*both})
+    assert both == names((32, 4, False), (36, 12, False), (49, 3, False))
+    assert both[:1] == names((32, 16, False), (49, 2, False))[:1]
+    for others in (
+        names((32, 15, False), (49, 2, False)),
+        names((33, 15, False), (50, 3, False)),
+        names((16, 16, False), (65, 3, False)),
+    ):
+        assert not {*both} & {*others}
+    assert [-1, both[1]] == names((32, 15, False), (47, 1, True), (49, 3, False))
+    assert [] == names()

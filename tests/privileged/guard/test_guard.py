@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,26 @@ HELD = f"save:{inspect.getsourcelines(save._copy_files)[1] + 1}"
 """A line that is reached while CRIU holds the container."""
 
 HEAVY = "x=$(yes | head -c 60000000); while true; do echo tick >> /count; usleep 5000; done"
+
+STUCK = """
+import os, signal, sys
+from pymigrate.checkpoint import criu
+from pymigrate.migrate import cli
+
+vote, left = criu.Session.vote, int(sys.argv[1])
+
+def stopped(session, *, yes):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(session.pid, signal.SIGSTOP)
+    vote(session, yes=yes)
+
+criu.Session.vote = stopped
+criu.REST = 1.0
+sys.exit(cli.main(sys.argv[2:]))
+"""
+"""A command whose CRIU is stopped before its n-th vote; it may rest for a second."""
 
 FENCED = """
 import os, signal, sys
@@ -88,7 +109,10 @@ def supervisor_log(host: Host) -> str:
 
 def nothing_left(host: Host) -> bool:
     """Say whether no CRIU is left, and nothing that the next checkpoint does not remove."""
-    names = {path.read_text().strip() for path in host.outside("/proc").glob("[0-9]*/comm")}
+    names = set()
+    for path in host.outside("/proc").glob("[0-9]*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            names.add(path.read_text().strip())
     staged = list(host.outside("/srv/pymigrate").glob("staging-*"))
     return "criu" not in names and not staged
 
@@ -219,6 +243,13 @@ def test_snapshots_killed_from_outside_at_many_moments(lab: Lab, counter: Counte
     until(lambda: nothing_left(alpha))
 
 
+def begun(host: Host, files: int, before: set[Path]) -> bool:
+    """Say whether CRIU has begun so many files, in a directory that was not there before."""
+    stages = set(host.outside("/srv/pymigrate").glob("staging-*/checkpoint"))
+    fresh = [stage for stage in stages if stage.parent not in before]
+    return any(len(list(stage.iterdir())) >= files for stage in fresh)
+
+
 def killed_in_the_dump(host: Host, files: int) -> bool:
     """Kill a snapshot when CRIU has begun so many files; say whether it came to that."""
     null = subprocess.DEVNULL
@@ -226,13 +257,62 @@ def killed_in_the_dump(host: Host, files: int) -> bool:
     with host.popen(
         ["pymigrate", "snapshot", "create", "counter"], stdout=null, stderr=null
     ) as one:
-
-        def far_enough() -> bool:
-            stages = set(host.outside("/srv/pymigrate").glob("staging-*/checkpoint"))
-            fresh = [stage for stage in stages if stage.parent not in before]
-            return any(len(list(stage.iterdir())) >= files for stage in fresh)
-
-        until(lambda: one.poll() is not None or far_enough())
+        until(lambda: one.poll() is not None or begun(host, files, before))
         alive = one.poll() is None
         one.send_signal(signal.SIGKILL)
     return alive
+
+
+@pytest.mark.parametrize("verb", ["snapshot create", "checkpoint -R", "checkpoint"])
+def test_stuck_criu_is_ended_and_the_container_goes_on(
+    lab: Lab, counter: Counter, verb: str
+) -> None:
+    """It is stopped at each of its notifications; the last of a dump is the one that holds it."""
+    alpha = lab["alpha"]
+    words = [*verb.split(), "counter", *([] if "snapshot" in verb else ["-o", str(FILE)])]
+    failed = 0
+    with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+        for number in range(1, 20):
+            stuck = [sys.executable, "-c", STUCK, str(number), *words]
+            done = alpha.run(stuck, check=False)
+            if counter.status(alpha) != "running":
+                break
+            answers(echo, str(number))
+            until(lambda: nothing_left(alpha))
+            if done.returncode:
+                failed += 1
+                assert "criu did nothing for 1 s and was killed" in done.stderr, done
+                assert "it goes on as before" in done.stderr, done
+            elif number > failed + 2:
+                break
+        echo.finish()
+    assert failed >= 2
+
+
+def test_criu_that_gets_stuck_amid_the_dump_is_ended(lab: Lab, counter: Counter) -> None:
+    alpha = lab["alpha"]
+    alpha.pymigrate("rm", "-f", "counter")
+    alpha.pymigrate("run", "-d", "--name", "counter", "small", "sh", "-c", HEAVY)
+    count = alpha.outside("/srv/pymigrate/containers/counter/upper/count")
+    until(count.exists)
+    stuck = 0
+    for files in range(1, 30, 3):
+        stuck += stopped_in_the_dump(alpha, files)
+        size = count.stat().st_size
+        until(lambda least=size: count.stat().st_size > least)  # type: ignore[misc]
+        assert "running" == counter.status(alpha)
+    assert stuck > 3
+    alpha.pymigrate("snapshot", "create", "counter")
+    until(lambda: nothing_left(alpha))
+
+
+def stopped_in_the_dump(host: Host, files: int) -> bool:
+    """Stop CRIU when it has begun so many files; say whether it was ended for that."""
+    before = set(host.outside("/srv/pymigrate").glob("staging-*"))
+    command = [sys.executable, "-c", STUCK, "0", "snapshot", "create", "counter"]
+    with host.popen(command, stderr=subprocess.PIPE) as one:
+        until(lambda: one.poll() is not None or begun(host, files, before))
+        host.sh("for d in /proc/[0-9]*; do grep -qx criu $d/comm && kill -STOP ${d##*/}; done; :")
+        _, said = one.communicate()
+    assert one.returncode == 0 or "criu did nothing for 1 s and was killed" in said, said
+    return one.returncode != 0
