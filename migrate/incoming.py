@@ -207,11 +207,13 @@ class Incoming:
     def _is_held(self, container: Container) -> bool:
         """Return whether the restored processes, which have not run, are there to be let run.
 
-        Without their supervisor they cannot be, and are ended: they can be restored once more.
+        Without their supervisor they cannot be, and are ended: they can be restored once more. That
+        is nobody's business, so their sockets tell nobody: the cable is out.
         """
         now = container.state()
         if now.status.is_alive and now.supervisor is None:
             self.journal.note(never_ran=True)  # of which they are the only evidence
+            container.unplug()
             container.end_unsupervised()
             return False
         return now.status.is_alive

@@ -18,9 +18,12 @@ from pymigrate.migrate.cli_migrate import AGENT_NAME
 from pymigrate.runtime import launch
 from tests.lab import Client, Host, Lab, registry
 from tests.lab.host import REPOSITORY, Process
-from tests.privileged.faults.matrix import Case
+from tests.privileged.faults.matrix import Case, Side
+from tests.privileged.faults.struck import AGENT
+from tests.privileged.faults.struck_agent import POINT
 
 STRUCK = Path(__file__).with_name("struck.py")
+STRUCK_AGENT = STRUCK.with_name("struck_agent.py")
 NAME = "ledger"
 ADDRESS = "10.88.0.41"
 PORT = 7000
@@ -205,6 +208,11 @@ class Field:
         server.chmod(0o755)
         for host in (home, away):
             host.run(["mkdir", "-p", "/srv/rootfs"])
+            agent = host.outside(AGENT)
+            agent.write_text(
+                f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} {STRUCK_AGENT} "$@"\n'
+            )
+            agent.chmod(0o755)
         home.pymigrate("image", "import", "/srv/rootfs", "small")
         return made
 
@@ -263,16 +271,25 @@ class Field:
         words: list[str | Path] = [
             sys.executable, STRUCK, NAME, f"root@{self.away.name}", case.mode, case.point.label,
         ]  # fmt: skip
+        at_target = case.point.side is Side.TARGET
+        if at_target:
+            self.away.outside(POINT).write_text(case.point.label, encoding="ascii")
         with self.home.popen(
             words, stdin=subprocess.PIPE, env={"PYTHONPATH": str(REPOSITORY)}
         ) as move:
             assert move.stdout is not None
-            if move.stdout.readline() != "here\n":
+            if at_target:
+                registry.wait_for(
+                    lambda: bool(stopped(self.away)) or move.poll() is not None, PATIENCE
+                )
+            if move.poll() is not None or not (at_target or move.stdout.readline() == "here\n"):
                 raise AssertionError(f"the move did not come to this point: {move.communicate()}")
             yield move
 
     def go_on(self, move: Process) -> None:
         """Let the move go on to its end, if there is still one."""
+        for pid in stopped(self.away) if self.away.is_on else ():
+            os.kill(pid, signal.SIGCONT)
         with suppress(BrokenPipeError):
             move.communicate("\n", timeout=PATIENCE * 2)
 
@@ -321,6 +338,16 @@ def mend(ground: Field) -> None:
         ground.lab.heal(host.name)
         host.sh("nft delete table ip lost 2>/dev/null || true; ss -K -Htn state established")
         await_none(host, is_session)
+
+
+def stopped(host: Host) -> list[int]:
+    """List the processes that have stopped; these are agents of ours."""
+    found = []
+    for pid in registry.members(host.cgroups):
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            found += [pid] if status == "T" else []
+    return found
 
 
 def kill_pager(host: Host) -> None:

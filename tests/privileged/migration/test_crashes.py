@@ -126,10 +126,15 @@ def test_a_copy_that_loses_its_supervisor_amid_the_hand_over_is_restored_once_mo
     alpha, beta = lab["alpha"], lab["beta"]
     before = counter.count(alpha)
 
-    with struck_agent(lab, BEREAVING) as options:
-        alpha.pymigrate("migrate", "counter", "root@beta", "--mode", mode, *options, check=False)
-        assert counter.running() in ([], [beta])
-        alpha.pymigrate("recover")
+    with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+        with struck_agent(lab, BEREAVING) as options:
+            words = ("migrate", "counter", "root@beta", "--mode", mode)
+            alpha.pymigrate(*words, *options, check=False)
+            assert counter.running() in ([], [beta])
+            alpha.pymigrate("recover")
+        while not echo.ask("recovered")["answers"]:
+            pass  # the copy that was ended has told its clients nothing, such as a reset
+        echo.finish()
 
     assert [beta] == counter.running()
     assert "absent" == counter.status(alpha)
