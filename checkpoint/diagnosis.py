@@ -520,4 +520,5 @@ def _error_lines(log: str) -> Iterator[str]:
     for line in log.splitlines():
         found = _ERROR.match(line)
         if found and not any(words in line for words in HARMLESS):
-            yield found[1].strip()
+            # Names of files and programs are in it, which the container chose.
+            yield "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in found[1].strip())

@@ -29,12 +29,13 @@ from typing import Protocol, cast
 
 from pymigrate.checkpoint.memory_map import BLOCK, Extent, PageFile
 from pymigrate.checkpoint.pager import PAGE, Keeper, Pager
-from pymigrate.runtime import lock
+from pymigrate.runtime import lock, syscalls
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import HostError, PymigrateError
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.supervision import Supervision, SupervisorEnded
 
+PROCESS_NAME = "pymigrate-fill"
 REPORT_FD = 3
 READY, ATTACHED, FAILED = "ready", "attached", "failed"
 THREADS = 2
@@ -205,6 +206,7 @@ class _WhileSupervised:
 
 def run(opened: Callable[[Plan], AbstractContextManager[Pages]]) -> int:
     """Be a filler, as a process."""
+    syscalls.set_name(PROCESS_NAME)
     return fill(socket.socket(fileno=REPORT_FD), opened)
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from pymigrate.checkpoint import criu, diagnosis, rlimits
+from pymigrate.checkpoint import criu, diagnosis, rlimits, scan, scan_sockets
 from pymigrate.checkpoint.requests import (
     DUMP_LOG,
     RESTORE_LOG,
@@ -24,11 +24,15 @@ from pymigrate.checkpoint.requests import (
     dump_fields,
     restore_fields,
 )
+from pymigrate.checkpoint.sight import Scene
 from pymigrate.runtime import children, mounts, syscalls
 from pymigrate.runtime.cgroups import Cgroup
 from pymigrate.runtime.errors import DumpFailed, RestoreFailed, UsageError, WrongState
 from pymigrate.runtime.oci_container import OciContainer
 from pymigrate.runtime.settings import Spec
+
+SKIP = "pymigrate.skip"
+"""The annotation that names findings to be skipped, for callers who cannot say ``--skip``."""
 
 _DESCRIPTORS = "descriptors.json"
 
@@ -40,6 +44,7 @@ class Choices:
     tcp: str | None = None
     leave_running: bool = False
     shell_job: bool = False
+    skip: tuple[str, ...] = ()  # findings in spite of which it is written down
 
 
 def _binds(settings: Spec, cgroup: Cgroup) -> dict[str, str]:
@@ -53,7 +58,7 @@ def dump(container: OciContainer, images: Path, work: Path | None, choices: Choi
 
     Raises:
         WrongState: it does not run.
-        DumpFailed: CRIU could not; it runs on.
+        DumpFailed: CRIU could not, or a look at it says so, and nothing was touched. It runs on.
 
     """
     status = container.status()
@@ -62,6 +67,21 @@ def dump(container: OciContainer, images: Path, work: Path | None, choices: Choi
     settings = container.spec
     _refuse_own_users(settings)
     pid = container.init.pid
+    binds = _binds(settings, container.cgroup)
+    scan.refuse_at(
+        Scene(
+            container.id,
+            pid,
+            container.cgroup,
+            settings,
+            tuple(binds),
+            own_network=settings.private("network"),
+        ),
+        choices.tcp or scan_sockets.NONE,
+        (*choices.skip, *_skipped(container)),
+        f"--skip CHECK, or an annotation {SKIP}=CHECK,CHECK of the container, goes on in spite of "
+        "one",
+    )
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     links = [_link(pid, number) for number in range(3)]
     (images / _DESCRIPTORS).write_text(json.dumps(links))
@@ -70,7 +90,7 @@ def dump(container: OciContainer, images: Path, work: Path | None, choices: Choi
         network_inode=Path(f"/proc/{pid}/ns/net").stat().st_ino
         if settings.private("network")
         else None,
-        mounts=tuple(_binds(settings, container.cgroup)),
+        mounts=tuple(binds),
         freezer=container.cgroup.freezer_path,
     )
     options = DumpOptions(leave_running=choices.leave_running)
@@ -171,6 +191,10 @@ def _tcp(choice: str | None) -> dict[str, object]:
         "tcp_established": choice is not None,
         **({"tcp_skip_in_flight": True} if choice == "skip" else {}),
     }
+
+
+def _skipped(container: OciContainer) -> tuple[str, ...]:
+    return tuple(name for name in container.annotations.get(SKIP, "").split(",") if name)
 
 
 def _until_finished(

@@ -10,17 +10,15 @@ A look is of one moment: no finding is no promise.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
 
-from pymigrate.checkpoint import sight
+from pymigrate.checkpoint import scan_sockets, sight
+from pymigrate.checkpoint.findings import Obstacle, Severity, held
 from pymigrate.checkpoint.requests import GHOST_LIMIT
-from pymigrate.checkpoint.sight import Mounted, Opened, Process, Sight
+from pymigrate.checkpoint.sight import Mounted, Opened, Process, Scene, Sight
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import DumpFailed, UsageError
 
 MIB = 1 << 20
-_LISTEN, _ESTABLISHED, _SYN_SENT, _SYN_RECV = 10, 1, 2, 3  # linux/tcp_states.h
 _MEMORY_DEVICES, _MISC, _TTY, _TTY_AUX = 1, 10, 4, 5  # Documentation/admin-guide/devices.txt
 _TUN, _AUTOFS = 200, 235
 _CONSOLES = 63
@@ -31,8 +29,6 @@ _UNIQUE = ("cgroup", "ipc", "pid", "time", "user", "uts")
 
 # Anonymous files that CRIU writes down (CRIU: criu/files.c, dump_one_file).
 _ANONYMOUS = ("eventpoll", "eventfd", "signalfd", "timerfd", "inotify", "fanotify", "pidfd")
-# Protocols, as sockfs calls them, of the families that CRIU collects (CRIU: criu/sockets.c).
-_PROTOCOLS = ("TCP", "UDP", "UNIX", "NETLINK", "PACKET", "RAW")
 # File systems that CRIU mounts again (CRIU: criu/filesystems.c), but for fuse, which it takes as a
 # volume only, and overlay, whose directories it does not find at the restore.
 _FILESYSTEMS: tuple[str, ...] = (
@@ -51,40 +47,10 @@ _FILESYSTEMS += ("tmpfs", "tracefs")
 _TOLD = 4  # findings in one message
 
 
-class Severity(StrEnum):
-    """How much a finding weighs."""
-
-    BLOCKS = "blocks"  # CRIU would fail
-    CHOICE = "needs a choice"  # CRIU would fail with these options, and not with others
-    NOTE = "note"  # it works; something is lost, or worth knowing
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """One finding: its name, by which it is skipped; who has what; and what to do about it."""
-
-    check: str
-    severity: Severity
-    seen: str
-    remedy: str
-    pid: int = 0
-    descriptor: int | None = None
-    path: str = ""
-
-    @property
-    def fatal(self) -> bool:
-        """Whether a checkpoint would fail."""
-        return self.severity is not Severity.NOTE
-
-    def to_document(self) -> dict[str, object]:
-        """Return it for ``--json``."""
-        return {**asdict(self), "severity": self.severity.value, "fatal": self.fatal}
-
-
 def scan(container: Container, tcp: str = "established") -> list[Obstacle]:
     """Look at a running container and judge it."""
-    seen = sight.look(container)
-    return [] if seen is None else judge(seen, tcp)
+    scene = Scene.of(container)
+    return [] if scene is None else judge(sight.look(scene), tcp)
 
 
 def refuse(container: Container, tcp: str, skip: Collection[str] = ()) -> list[Obstacle]:
@@ -93,16 +59,23 @@ def refuse(container: Container, tcp: str, skip: Collection[str] = ()) -> list[O
     Nothing was touched yet, and nothing is.
     """
     check_names(skip)
-    found = [each for each in scan(container, tcp) if each.check not in skip]
+    scene = Scene.of(container)
+    more = f"pymigrate check {container.name} shows all, --skip goes on in spite of one"
+    return [] if scene is None else refuse_at(scene, tcp, skip, more)
+
+
+def refuse_at(scene: Scene, tcp: str, skip: Collection[str], how: str) -> list[Obstacle]:
+    """Do so where there is no container of ours; ``how`` is the last part of the hint."""
+    check_names(skip)
+    found = [each for each in judge(sight.look(scene), tcp) if each.check not in skip]
     fatal = [each for each in found if each.fatal]
     if fatal:
         reasons = "; ".join(f"{each.seen} [{each.check}]" for each in fatal[:_TOLD])
         more = f"; and {len(fatal) - _TOLD} more" if len(fatal) > _TOLD else ""
         remedies = "; ".join(dict.fromkeys(each.remedy for each in fatal[:_TOLD]))
         raise DumpFailed(
-            f"{container.name} cannot be written down: {reasons}{more}; nothing was touched",
-            hint=f"{remedies}; pymigrate check {container.name} shows all, --skip goes on "
-            "in spite of one",
+            f"{scene.name} cannot be written down: {reasons}{more}; nothing was touched",
+            hint=f"{remedies}; {how}",
         )
     return found
 
@@ -139,7 +112,7 @@ def judge(seen: Sight, tcp: str = "established") -> list[Obstacle]:
         found.extend(_process(process, init, seen))
         for opened in process.opened:
             found.extend(_descriptor(process, opened, seen))
-    found.extend(_tcp(seen, tcp))
+    found.extend(scan_sockets.connections(seen, tcp))
     order = list(Severity)
     return sorted(found, key=lambda each: order.index(each.severity))
 
@@ -258,10 +231,10 @@ def _descriptor(process: Process, opened: Opened, seen: Sight) -> Iterator[Obsta
         yield from _anonymous(process, opened)
         yield from _watches(process, opened, seen)
     elif opened.kind == "socket":
-        yield from _socket(process, opened, seen)
+        yield from scan_sockets.of_process(process, opened, seen)
     elif opened.packets:
         remedy = "have the program open it without O_DIRECT"
-        yield _held("pipe", process, opened, "has a pipe that keeps packets apart", remedy)
+        yield held("pipe", process, opened, "has a pipe that keeps packets apart", remedy)
     elif opened.path_only:
         if opened.kind in ("file", "directory"):
             yield from _lost(process, opened, seen)
@@ -271,40 +244,28 @@ def _descriptor(process: Process, opened: Opened, seen: Sight) -> Iterator[Obsta
         yield from _file(process, opened, seen)
 
 
-def _held(check: str, process: Process, opened: Opened, what: str, remedy: str) -> Obstacle:
-    return Obstacle(
-        check,
-        Severity.BLOCKS,
-        f"{process.name} {what} (descriptor {opened.number})",
-        remedy,
-        process.pid,
-        opened.number,
-        opened.link,
-    )
-
-
 def _anonymous(process: Process, opened: Opened) -> Iterator[Obstacle]:
     kind = opened.link.removeprefix("anon_inode:").strip("[]").partition(":")[0]
     if kind == "io_uring":
-        yield _held("io_uring", process, opened, "uses io_uring", _WITHOUT_RINGS)
+        yield held("io_uring", process, opened, "uses io_uring", _WITHOUT_RINGS)
     elif not kind.startswith(_ANONYMOUS):
         remedy = "have the program close it"
-        yield _held("descriptor", process, opened, f"uses {kind}", remedy)
+        yield held("descriptor", process, opened, f"uses {kind}", remedy)
 
 
 def _device(process: Process, opened: Opened) -> Iterator[Obstacle]:
     if opened.interface:
         # CRIU makes such an interface only in a network namespace that it makes itself.
         what = f"drives the interface {opened.interface}"
-        yield _held("device", process, opened, what, _CLOSE_DEVICE)
+        yield held("device", process, opened, what, _CLOSE_DEVICE)
     elif opened.kind == "block" or not _can_open(opened.node):
         what = f"has the device {opened.link} open"
-        yield _held("device", process, opened, what, _CLOSE_DEVICE)
+        yield held("device", process, opened, what, _CLOSE_DEVICE)
 
 
 def _file(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle]:
     if opened.names == 0 and opened.bytes > GHOST_LIMIT:
-        yield _held(
+        yield held(
             "deleted-file",
             process,
             opened,
@@ -313,7 +274,7 @@ def _file(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle]:
             "have the program close it; it is often a log that was rotated away",
         )
     elif opened.names and opened.link.endswith(_DELETED) and _mount(opened, seen).read_only:
-        yield _held(
+        yield held(
             "deleted-file",
             process,
             opened,
@@ -322,7 +283,7 @@ def _file(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle]:
             "have the program close it, or mount the volume without ro",
         )
     elif opened.names and (over := _hiding(opened, seen)) is not None:
-        yield _held(
+        yield held(
             "hidden-file",
             process,
             opened,
@@ -335,9 +296,9 @@ def _file(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle]:
 
 def _lost(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle]:
     if opened.link.startswith(_SECRET):
-        yield _held("secret-memory", process, opened, "has secret memory", _WITHOUT_SECRETS)
+        yield held("secret-memory", process, opened, "has secret memory", _WITHOUT_SECRETS)
     elif opened.link.startswith("/") and _is_lost(opened, seen):
-        yield _held(
+        yield held(
             "lost-mount",
             process,
             opened,
@@ -395,7 +356,7 @@ def _watches(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle
         mount = kinds.get(watch.device)
         if mount is None or mount.filesystem not in _NO_HANDLES or watch in seen.hinted:
             continue
-        yield _held(
+        yield held(
             "inotify",
             process,
             opened,
@@ -408,90 +369,6 @@ def _watches(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle
 
 _NO_HANDLES = ("overlay", "proc", "sysfs")
 """File systems of which an inode cannot be opened by its number (name_to_handle_at(2))."""
-
-
-def _socket(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle]:
-    protocol = opened.protocol
-    if not protocol.startswith(_PROTOCOLS):
-        remedy = "have the program close it"
-        if protocol.startswith("MPTCP"):
-            remedy = "start the program without MPTCP (Go: GODEBUG=multipathtcp=0)"
-        elif protocol.startswith("PING"):  # CRIU has it, but not ping_group_range of the network
-            remedy = "ping by a raw socket, which wants CAP_NET_RAW"
-        what = f"has a socket of the kind {protocol}"
-        yield _held("socket", process, opened, what, remedy)
-    elif protocol.startswith("NETLINK"):
-        for socket in seen.netlink:
-            if socket.inode == opened.inode and socket.waiting:
-                what = f"has a netlink socket with {socket.waiting} bytes that it has not read"
-                remedy = "try again; a program that never reads must close it"
-                yield _held("netlink", process, opened, what, remedy)
-            elif socket.inode == opened.inode and socket.groups and not socket.port:
-                what = "has a netlink socket with groups and no port"
-                yield _held("netlink", process, opened, what, "have it bind")
-    elif protocol.startswith("UNIX"):
-        yield from _unix(process, opened, seen)
-
-
-def _unix(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle]:
-    known = {socket.inode: socket for socket in seen.unix}
-    socket = known.get(opened.inode)
-    if socket is None:
-        return
-    if socket.dangling:
-        if any(socket.inode in each.waiting for each in seen.unix):
-            return
-        whom = "a process outside, which has not accepted it"
-    elif socket.peer in seen.holders:
-        whom = f"{seen.holders[socket.peer]}, outside"
-    elif socket.peer and seen.own_network and socket.peer not in known:
-        whom = "a process outside"
-    else:
-        return  # none, inside, or on its way from one process to another
-    yield _held(
-        "unix-outside",
-        process,
-        opened,
-        f"is connected by a unix socket to {whom}",
-        "close that connection; a socket of the host in a volume (docker.sock, /dev/log) cannot "
-        "travel",
-    )
-
-
-def _tcp(seen: Sight, tcp: str) -> Iterator[Obstacle]:
-    owners: dict[int, tuple[Process, Opened]] = {
-        opened.inode: (process, opened)
-        for process in seen.processes
-        for opened in process.opened
-        if opened.kind == "socket"
-    }
-    kept = 0
-    for socket in seen.tcp:
-        owner = owners.get(socket.inode)
-        if owner is None or not socket.inode:
-            continue
-        process, opened = owner
-        if socket.state == _LISTEN and socket.waiting and tcp != "skip":
-            yield Obstacle(
-                "half-open",
-                Severity.CHOICE,
-                f"{process.name} has not yet accepted {socket.waiting} connections to "
-                f"{socket.local} (descriptor {opened.number})",
-                "try again, or --tcp skip drops them",
-                process.pid,
-                opened.number,
-                opened.link,
-            )
-        elif socket.outside and socket.state not in (_LISTEN, _SYN_RECV):
-            kept += 1
-    if kept:
-        end = "are closed" if tcp == "close" else "live on where the address is the same"
-        yield Obstacle(
-            "tcp",
-            Severity.NOTE,
-            f"{kept} TCP connection{'s' if kept > 1 else ''} to the outside {end}",
-            "--tcp says what becomes of them",
-        )
 
 
 CHECKS: Sequence[str] = (

@@ -34,7 +34,7 @@ TAG_BYTES = 16
 MAX_SECRET = 1 << 16  # bytes of a key file
 _BLOCK = 64  # of SHA-256
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}  # 32 MiB and 0.1 s
-_MAX_SCRYPT_N = 1 << 20
+_MAX_SCRYPT = 256 << 20  # bytes of memory that a key may cost whoever unwraps it
 _HEX_CONFIG = ("salt", "wrapped")
 
 
@@ -131,8 +131,10 @@ class Keys:
             if document["kind"] != "scrypt":
                 raise ValueError(f"a key of kind {document['kind']!r}")
             cost = {name: int(str(document[name])) for name in _SCRYPT}
-            if not (2 <= cost["n"] <= _MAX_SCRYPT_N and cost["r"] <= 16 and cost["p"] <= 4):
-                raise ValueError("its key would take too long to unwrap")
+            if min(cost.values()) < 1 or cost["n"] < 2 or cost["n"] & (cost["n"] - 1):  # RFC 7914
+                raise ValueError("its key has an impossible cost")
+            if 128 * cost["n"] * cost["r"] > _MAX_SCRYPT or cost["p"] > 4:
+                raise ValueError("its key would take too much to unwrap")
             salt, wrapped = (bytes.fromhex(str(document[name])) for name in _HEX_CONFIG)
         except (KeyError, ValueError) as error:
             raise BadArchive(f"the key is damaged: {error}") from error

@@ -16,8 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pymigrate.checkpoint import rlimits
+from pymigrate.checkpoint.proc_lines import (
+    Mounted,
+    NetlinkSocket,
+    TcpSocket,
+    parse_mount,
+    parse_netlink,
+    parse_tcp,
+)
 from pymigrate.checkpoint.requests import node_mounts
+from pymigrate.runtime.cgroups import Cgroup
 from pymigrate.runtime.container import Container
+from pymigrate.runtime.settings import Spec
 from pymigrate.runtime.sockdiag import UnixSocket, unix_sockets
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -81,42 +91,6 @@ class Process:
 
 
 @dataclass(frozen=True)
-class TcpSocket:
-    """A line of /proc/net/tcp (kernel: networking/proc_net_tcp.rst); `inode` is 0 for no owner."""
-
-    inode: int
-    state: int
-    waiting: int  # bytes to read; of a listening socket, connections to accept
-    local: str
-    remote: str
-    outside: bool  # the other end is not on the loopback
-
-
-@dataclass(frozen=True)
-class NetlinkSocket:
-    """A line of /proc/net/netlink: its port, the groups it hears, and bytes that wait in it."""
-
-    inode: int
-    port: int
-    groups: int
-    waiting: int
-
-
-@dataclass(frozen=True)
-class Mounted:
-    """A line of /proc/PID/mountinfo, proc_pid_mountinfo(5)."""
-
-    number: int
-    parent: int
-    device: int
-    root: str
-    path: str
-    filesystem: str
-    source: str = ""
-    read_only: bool = False
-
-
-@dataclass(frozen=True)
 class Sight:
     """A container as it was seen."""
 
@@ -151,24 +125,51 @@ class Sight:
         return frozenset(family)
 
 
-def look(container: Container) -> Sight | None:
-    """Look at a container; None if it has no processes."""
+@dataclass(frozen=True)
+class Scene:
+    """Where to look; ``announced`` are the mount points that criu is told of."""
+
+    name: str
+    init: int
+    cgroup: Cgroup
+    spec: Spec
+    announced: tuple[str, ...]
+    own_network: bool
+
+    @classmethod
+    def of(cls, container: Container) -> Scene | None:
+        """Return that of a container; None if it has no processes."""
+        init = container.state().init
+        if init is None:
+            return None
+        return cls(
+            container.name,
+            init.pid,
+            container.cgroup,
+            container.spec,
+            (
+                *(volume.destination for volume in container.record.volumes),
+                *(path for path, _ in node_mounts(container.spec)),
+            ),
+            container.record.network.is_own,
+        )
+
+
+def look(scene: Scene) -> Sight:
+    """Look at a container."""
     begun = time.monotonic()
-    init = container.state().init
-    if init is None:
-        return None
-    inside = container.cgroup.pids()
-    strayed = strayed_children(init.pid, inside, container.cgroup.pids)
+    inside = scene.cgroup.pids()
+    strayed = strayed_children(scene.init, inside, scene.cgroup.pids)
     processes = tuple(
         found
         for pid in (*inside, *strayed)
         if (found := process(pid, own_group=pid not in strayed)) is not None
     )
     watched = any(opened.watches for each in processes for opened in each.opened)
-    root = Path(f"/proc/{init.pid}")
-    unix = unix_sockets(init.pid) if _has_unix(processes) else ()
+    root = Path(f"/proc/{scene.init}")
+    unix = unix_sockets(scene.init) if _has_unix(processes) else ()
     return Sight(
-        init=init.pid,
+        init=scene.init,
         processes=processes,
         tcp=tuple(
             socket
@@ -184,16 +185,13 @@ def look(container: Container) -> Sight | None:
         unix=unix,
         holders=_holders(processes, unix),
         mounts=tuple(parse_mount(line) for line in _lines(root / "mountinfo"))
-        if container.spec.private("mount")
+        if scene.spec.private("mount")
         else (),
-        announced=(
-            *(volume.destination for volume in container.record.volumes),
-            *(path for path, _ in node_mounts(container.spec)),
-        ),
+        announced=scene.announced,
         hinted=frozenset(_hinted(root / "root")) if watched else frozenset(),
-        own_users=container.spec.private("user"),
-        own_network=container.record.network.is_own,
-        own_ipc=container.spec.private("ipc"),
+        own_users=scene.spec.private("user"),
+        own_network=scene.own_network,
+        own_ipc=scene.spec.private("ipc"),
         can_read_limits=not rlimits.needed() or rlimits.LIBRARY.exists(),
         memory_device=_memory_device(),
         huge_pages=sum(
@@ -201,47 +199,6 @@ def look(container: Container) -> Sight | None:
             for path in Path("/sys/kernel/mm/hugepages").glob("*/free_hugepages")
         ),
         seconds=time.monotonic() - begun,
-    )
-
-
-def parse_tcp(line: str) -> TcpSocket | None:
-    """Read a line of /proc/net/tcp or tcp6."""
-    words = line.split()
-    if len(words) < 10:
-        return None
-    remote = words[2].partition(":")[0]
-    return TcpSocket(
-        inode=int(words[9]),
-        state=int(words[3], 16),
-        waiting=int(words[4].partition(":")[2], 16),
-        local=_address(words[1]),
-        remote=_address(words[2]),
-        outside=not _is_loopback(remote) and int(remote, 16) != 0,
-    )
-
-
-def parse_netlink(line: str) -> NetlinkSocket | None:
-    """Read a line of /proc/net/netlink."""
-    words = line.split()
-    if len(words) < 10:
-        return None
-    return NetlinkSocket(int(words[9]), int(words[2]), int(words[3], 16), int(words[4]))
-
-
-def parse_mount(line: str) -> Mounted:
-    """Read a line of /proc/PID/mountinfo; blanks in names stay escaped."""
-    before, _, after = line.partition(" - ")
-    words, kind = before.split(" "), after.split(" ")
-    major, _, minor = words[2].partition(":")
-    return Mounted(
-        number=int(words[0]),
-        parent=int(words[1]),
-        device=os.makedev(int(major), int(minor)),
-        root=words[3],
-        path=words[4],
-        filesystem=kind[0],
-        source=kind[1] if len(kind) > 1 else "",
-        read_only="ro" in words[5].split(",") or "ro" in kind[-1].split(","),
     )
 
 
@@ -470,22 +427,3 @@ def _link(path: str) -> str:
         return os.readlink(path)  # noqa: PTH115 - Path would normalise "net:[1]"
     except OSError:
         return ""  # a kernel without this kind
-
-
-def _is_loopback(word: str) -> bool:
-    """Tell whether an address is the loopback's; words of 32 bits in the host's order."""
-    if len(word) == 8:
-        return bytes.fromhex(word)[::-1][0] == 127
-    mapped = word[:24] == "0000000000000000FFFF0000"
-    return word == "0" * 24 + "01000000" or (mapped and _is_loopback(word[24:]))
-
-
-def _address(word: str) -> str:
-    from ipaddress import ip_address
-
-    address, _, port = word.partition(":")
-    packed = b"".join(
-        bytes.fromhex(address[start : start + 8])[::-1] for start in range(0, len(address), 8)
-    )
-    found = ip_address(packed)
-    return f"[{found}]:{int(port, 16)}" if found.version == 6 else f"{found}:{int(port, 16)}"

@@ -18,9 +18,12 @@ from pymigrate.migrate.plan import Plan, Refusal
 from pymigrate.migrate.report import Report
 from pymigrate.migrate.report_page import page
 from pymigrate.migrate.run_options import bandwidth
+from pymigrate.runtime import syscalls
 from pymigrate.runtime.errors import NotFound, PymigrateError, UsageError
 from pymigrate.runtime.host import Host
 from pymigrate.transport.limit import RateLimit
+
+AGENT_NAME = "pymigrate-agent"  # of its process
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -439,6 +442,7 @@ def agent_verb(arguments: argparse.Namespace) -> int:
     from pymigrate.transport.channel import stdio_channel
     from pymigrate.transport.rpc import Server
 
+    syscalls.set_name(AGENT_NAME)
     channel = stdio_channel(peer="the source" if arguments.repository is None else "the client")
     agent: Agent | RepositoryAgent
     if arguments.repository is None:

@@ -282,7 +282,8 @@ def _choices(given: argparse.Namespace) -> Any:
     tcp = "established" if given.tcp_established else None
     if given.tcp_skip_in_flight:
         tcp = "skip"
-    return oci.Choices(tcp, getattr(given, "leave_running", False), given.shell_job)
+    skip = output.skipped(given) if "skip" in given else ()
+    return oci.Choices(tcp, getattr(given, "leave_running", False), given.shell_job, skip)
 
 
 # Looking
@@ -535,6 +536,8 @@ _VERBS: Sequence[tuple[str, str, Any, Sequence[_Option]]] = (
     ("checkpoint", "write a container down by CRIU, and end it", _checkpoint, (
         *_CHECKPOINTS,
         (("--leave-running",), _FLAG),
+        (("--skip",), {"default": "", "metavar": "CHECK[,CHECK]",
+            "help": "go on in spite of these findings; also by the annotation pymigrate.skip"}),
         (("--parent-path",), {"help": "refused"}),
         (("--pre-dump",), {**_FLAG, "help": "refused"}),
         (("--page-server",), {"help": "refused"}),

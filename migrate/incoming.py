@@ -116,22 +116,43 @@ class Incoming:
         return Arriving(
             self.host.containers / self.name,
             self.limits.max_bytes,
-            complete=complete or (history.reached >= Phase.HANDED_OVER and self._has_ended()),
+            complete=complete or (self._is_handed_over() and self._has_ended()),
         )
+
+    def _is_handed_over(self) -> bool:
+        """Return whether it was let run and is nobody's but its own people's.
+
+        The fence goes last: where it is gone after the line `begin`, only the line `reach` is
+        missing, which a crash kept from being written. Its people may have done anything since.
+        """
+        history = self.journal.history
+        if history.begun < Phase.HANDED_OVER or history.reached >= Phase.HANDED_OVER:
+            return history.reached >= Phase.HANDED_OVER
+        try:
+            return Container.open(self.host, self.name).fenced_by != self.migration_id
+        except NotFound:
+            return True
+
+    def _own(self) -> Container | None:
+        """Open the container that arrived; None if it was removed, or its name is another's."""
+        try:
+            container = Container.open(self.host, self.name)
+        except NotFound:
+            return None
+        is_ours = container.record.id == self.journal.history.facts().get("container")
+        return container if is_ours else None
 
     def _has_ended(self) -> bool:
         """Return whether a container that was handed over runs no more, or was even removed.
 
         What was run again since, by a person or by its supervisor, has none of that memory either.
         """
-        try:
-            container = Container.open(self.host, self.name)
-        except NotFound:
+        container = self._own()
+        if container is None:
             return True
-        facts = self.journal.history.facts()
         now = container.state()
-        another = container.record.id != facts.get("container")
-        return another or not now.status.is_alive or [now.pid, now.pid_started] != facts.get("init")
+        restored = self.journal.history.facts().get("init")
+        return not now.status.is_alive or [now.pid, now.pid_started] != restored
 
     def reserve(self, record: Record, arriving: Spec, image: bytes) -> tuple[str, ...]:
         """Make the container's directory, fenced: that holds its name. Return missing layers."""
@@ -151,7 +172,7 @@ class Incoming:
         Does nothing once it was restored, unless it was lost since and has never run.
         """
         history = self.journal.history
-        if history.reached >= Phase.HANDED_OVER:
+        if self._is_handed_over():
             return
         if history.begun >= Phase.HANDED_OVER and not self._has_never_run(self.container()):
             return
@@ -186,11 +207,13 @@ class Incoming:
     def _is_held(self, container: Container) -> bool:
         """Return whether the restored processes, which have not run, are there to be let run.
 
-        Without their supervisor they cannot be, and are ended: they can be restored once more.
+        Without their supervisor they cannot be, and are ended: they can be restored once more. That
+        is nobody's business, so their sockets tell nobody: the cable is out.
         """
         now = container.state()
         if now.status.is_alive and now.supervisor is None:
             self.journal.note(never_ran=True)  # of which they are the only evidence
+            container.unplug()
             container.end_unsupervised()
             return False
         return now.status.is_alive
@@ -269,7 +292,8 @@ class Incoming:
         their own next attempt.
         """
         history = self.journal.history
-        if history.reached >= Phase.HANDED_OVER:
+        if self._is_handed_over():
+            self._note_arrival()
             return True
         if history.rolled_back or history.reached < Phase.RESTORED:
             raise WrongState(f"{self.name} was not restored here, so it cannot be resumed")
@@ -288,9 +312,17 @@ class Incoming:
         if container.record.network.has_cable:
             inflight.deliver(container.host_interface, inflight.newest(frames))
         container.unfence(self.migration_id)
-        self.journal.reach(Phase.HANDED_OVER)
-        events.note(self.host, container.record, "arrived", migration=self.migration_id)
+        self._note_arrival()
         return False
+
+    def _note_arrival(self) -> None:
+        """Write down that it was handed over, and tell who listens; a second time does nothing."""
+        if self.journal.history.reached >= Phase.HANDED_OVER:
+            return
+        self.journal.reach(Phase.HANDED_OVER)
+        container = self._own()
+        if container is not None:
+            events.note(self.host, container.record, "arrived", migration=self.migration_id)
 
     def _ended_unseen(self, container: Container) -> None:
         """Settle a hand-over that was cut short, of a container that has ended since.
@@ -304,7 +336,7 @@ class Incoming:
                 hint="if this host lost its power, bring it back from a checkpoint by hand",
             )
         container.unfence(self.migration_id)
-        self.journal.reach(Phase.HANDED_OVER)
+        self._note_arrival()
 
     def _announce(self, container: Container) -> None:
         """Tell the neighbours where the address is now, before the first packet asks for it."""

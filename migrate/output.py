@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 
 from pymigrate.runtime.errors import PymigrateError
 
+# Control characters but the line feed and the tab, and what is no character at all.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -21,7 +24,12 @@ def emit(document: object) -> None:
 
 def say(text: str) -> None:
     """Print a line of a result for people."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(shown(text) + "\n")
+
+
+def shown(text: str) -> str:
+    """Replace what would steer a terminal or cannot be written: names of files may hold it."""
+    return _STEERING.sub("\ufffd", text)
 
 
 def flush() -> None:
@@ -32,7 +40,7 @@ def flush() -> None:
 def progress(text: str, arguments: argparse.Namespace) -> None:
     """Print a line of progress to stderr, unless ``-q`` or ``--json``."""
     if not (arguments.quiet or arguments.json):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(shown(text) + "\n")
         sys.stderr.flush()
 
 
@@ -45,11 +53,11 @@ def event(document: object, arguments: argparse.Namespace) -> None:
 
 def complain(error: PymigrateError) -> None:
     """Print an error: what failed and what state things are in, then what to do."""
-    sys.stderr.write(f"pymigrate: {error.message}\n")
+    sys.stderr.write(shown(f"pymigrate: {error.message}\n"))
     if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+        sys.stderr.write(shown(f"hint: {error.hint}\n"))
     for note in getattr(error, "__notes__", ()):
-        sys.stderr.write(f"note: {note}\n")
+        sys.stderr.write(shown(f"note: {note}\n"))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

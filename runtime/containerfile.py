@@ -102,7 +102,11 @@ def _instructions(text: str) -> list[Instruction]:
 
     if len(text) > MAX_BYTES or "\0" in text:
         raise UsageError("it is too long for a Containerfile, or none; no image was made")
-    parser = DockerfileParser(fileobj=io.BytesIO(text.encode()), env_replace=False)
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:  # read from a stream in the locale C
+        raise UsageError("it is not UTF-8; no image was made") from error
+    parser = DockerfileParser(fileobj=io.BytesIO(encoded), env_replace=False)
     found = []
     seen: set[int] = set()
     for entry in parser.structure:

@@ -23,6 +23,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 READY_SECONDS = 60.0
 _ENVIRONMENT = {"PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 LOG_NAME = "supervisor.log"
+PROCESS_NAME = "pymigrate-super"  # of a supervisor; the kernel keeps 15 letters
 FENCE_NAME = "migration"
 HIDDEN = "."  # begins directories that are not containers yet, or no more; no name does
 

@@ -513,6 +513,7 @@ def main(arguments: Sequence[str]) -> int:
         os._exit(0)  # whoever started us waits for this one; we are nobody's child
     os.chdir("/")
     os.umask(0o022)
+    syscalls.set_name(launch.PROCESS_NAME)
     directory = Path(arguments[0])
     keeper = socket.socket(fileno=launch.KEEPER_FD)
     keeper.set_inheritable(False)

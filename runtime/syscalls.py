@@ -433,6 +433,15 @@ def set_command_line(text: str) -> None:
     ctypes.memmove(start, text.encode(), min(len(text.encode()), end - start - 1))
 
 
+def set_name(name: str) -> None:
+    """Have ps(1) and pkill(1) know the calling process by this name of at most 15 letters.
+
+    It is that of its children too, until they run another program; see proc_pid_comm(5).
+    """
+    with open("/proc/self/comm", "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(name)
+
+
 def setns(fd: int, kinds: int) -> None:
     """Join a namespace, or those of a pidfd that ``kinds`` names; see setns(2)."""
     _check(_libc.setns(fd, kinds), "setns")

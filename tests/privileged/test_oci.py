@@ -357,6 +357,43 @@ def test_a_container_is_written_down_and_goes_on_where_it_was(
     assert first <= last + 1 if leave_running else first == last + 1
 
 
+# Two processes that are connected with each other, which runc's callers have to choose to keep.
+CONNECTED = """
+sleep 1000 | nc -l -p 70 >/dev/null & until grep -q ' 0A ' /proc/net/tcp*; do sleep 0.05; done
+sleep 1000 | nc 127.0.0.1 70 & until grep -q ' 01 ' /proc/net/tcp*; do sleep 0.05; done
+echo connected; sleep 1000
+"""
+
+
+@pytest.mark.criu
+def test_what_could_not_be_written_down_is_refused_before_the_freeze(oci: Oci) -> None:
+    """As is `pymigrate checkpoint`; skipped by an option, or where that cannot be said, by name."""
+    images = oci.directory / "images"
+    words = ("checkpoint", "--leave-running", "--image-path", str(images))
+
+    with oci.created("sh", "-c", CONNECTED) as output:
+        oci("start", "one")
+        read_until(output, b"connected\n")
+        refused = oci(*words, "one", code=31).stderr
+        assert "[tcp]; nothing was touched" in refused
+        assert "--tcp-established keeps them" in refused
+        assert not images.exists()
+        tried = oci(*words, "--skip", "tcp", "one", code=31).stderr
+        assert "criu could not write it down" in tried
+        unknown = oci(*words, "--skip", "moon", "one", code=2).stderr
+        assert "no such check to skip: moon" in unknown
+        assert "running" == oci.state()["status"]
+        oci(*words, "--tcp-established", "one")
+
+    def annotated(config: Any) -> None:
+        config["annotations"] = {"pymigrate.skip": "zombie,tcp"}
+
+    with oci.created("sh", "-c", CONNECTED, change=annotated) as output:
+        oci("start", "one")
+        read_until(output, b"connected\n")
+        assert "criu could not write it down" in oci(*words, "one", code=31).stderr
+
+
 def read_rest(output: int) -> bytes:
     """Read what a process that has ended had written; another may still hold the other end."""
     os.set_blocking(output, False)

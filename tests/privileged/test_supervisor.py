@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pymigrate.runtime import errors, lock, state
+from pymigrate.runtime import errors, launch, lock, state
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.spec import default_spec
@@ -198,6 +198,7 @@ def test_a_supervisor_shows_and_holds_nothing_of_the_command_that_forked_it(tool
 
         assert pipe.read() == b""  # the end of the file: nobody has it open for writing
     process = Path(f"/proc/{tool.supervisor('c').pid}")
+    assert process.joinpath("comm").read_text() == f"{launch.PROCESS_NAME}\n"
     assert process.joinpath("cmdline").read_bytes().startswith(b"pymigrate: supervisor of /")
     assert b"secret" not in process.joinpath("cmdline").read_bytes()
     assert b"secret" not in process.joinpath("environ").read_bytes()

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pymigrate.migrate.phases import Phase
 from tests.privileged.faults import matrix, results
 from tests.privileged.faults.field import Seen
-from tests.privileged.faults.matrix import COMMIT, FAULTS, MODES, POINTS, Moment, Point
+from tests.privileged.faults.matrix import (
+    COMMIT,
+    FAULTS,
+    MODES,
+    POINTS,
+    TARGET_POINTS,
+    Moment,
+    Point,
+    Side,
+)
 from tests.tables import replaced
 
 
@@ -16,6 +25,10 @@ def test_every_fault_but_those_that_take_long_strikes_wherever_it_can() -> None:
     killed = [case.point for case in cases if case.fault is FAULTS[0]]
     assert killed == POINTS
     assert 4 * (len(Phase) - 1) == len(POINTS)
+    at_target = [
+        case.point for case in cases if case.fault.title.startswith("agents") and case.point.side
+    ]
+    assert at_target == TARGET_POINTS
 
 
 def test_each_step_meets_every_mode() -> None:
@@ -29,12 +42,14 @@ def test_the_sample_has_most_faults_and_both_sides_of_the_commit() -> None:
     chosen = matrix.sample()
 
     assert 10 <= len(chosen) <= 20
-    assert len({case.fault for case in chosen}) >= len(FAULTS) - 4
+    assert len({case.fault.name for case in chosen}) >= 12
+    assert {Side.SOURCE, Side.TARGET} == {case.point.side for case in chosen}
     assert {True, False} == {case.point.is_committed for case in chosen}
 
 
 def test_a_label_is_read_back() -> None:
-    assert POINTS == [Point.from_label(point.label) for point in POINTS]
+    points = POINTS + TARGET_POINTS
+    assert points == [Point.from_label(point.label) for point in points]
     assert COMMIT == Point.from_label("committed-reached")
 
 

@@ -39,7 +39,7 @@ READY = provision.Host(
     venv_key="3.11 here",
     python_keys={
         **dict.fromkeys(provision.GROUPS, "plain"),
-        **dict.fromkeys(("test", "kernels", "kernels-full"), "with test tools"),
+        **dict.fromkeys(("test", "kernels", "kernels-full", "fuzz"), "with test tools"),
     },
     criu_key="checked",
     lacks_resource=False,
@@ -78,13 +78,15 @@ def test_the_tests_do_without_the_peers_of_the_benchmarks() -> None:
 
 
 def test_packages_of_a_larger_profile_are_enough() -> None:
-    groups = {"": "a", "demo": "b", "bench": "c", "dev": "d"}
+    groups = {"": "a", "demo": "b", "bench": "c", "dev": "d", "fuzz": "e"}
     keys = {profile: groups[name] for profile, name in provision.GROUPS.items()}
     host = dataclasses.replace(READY, python_keys=keys, record=READY.record | {"python": "c"})
 
     again = {profile for profile in keys if provision.decide(host, profile).install_python}
 
-    assert again == {profile for profile, name in provision.GROUPS.items() if name == "dev"}
+    assert again == {
+        profile for profile, name in provision.GROUPS.items() if name in ("dev", "fuzz")
+    }
 
 
 def test_guests_and_vagrant_come_only_where_they_are_wanted() -> None:

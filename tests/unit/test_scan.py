@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pymigrate.checkpoint import scan, sight
+from pymigrate.checkpoint import proc_lines, scan, sight
 from pymigrate.checkpoint.requests import GHOST_LIMIT
 from pymigrate.checkpoint.scan import Severity, judge
 from pymigrate.checkpoint.sight import (
@@ -161,6 +161,15 @@ def test_half_open_connections_are_no_finding_where_they_are_dropped() -> None:
     assert ["half-open"] == [each.check for each in judge(seen, "close")]
 
 
+def test_where_no_connection_may_be_each_one_that_is_there_is_a_finding() -> None:
+    """Also one within the container: CRIU asks for --tcp-established in either case."""
+    listening = with_opened(sock("TCP"), tcp=(tcp(10),))
+    assert [] == judge(listening, "none")
+    (found,) = judge(with_opened(sock("TCP"), tcp=(tcp(1),)), "none")
+    assert ("tcp", CHOICE) == (found.check, found.severity)
+    assert "--tcp-established" in found.remedy
+
+
 def test_the_other_end_of_a_unix_connection_is_named_where_a_process_outside_holds_it() -> None:
     unix = (UnixSocket(5, 6), UnixSocket(6, 5))  # an accepted one is of the caller's network
     (found,) = judge(with_opened(sock("UNIX"), unix=unix, holders={6: "dockerd (PID 7)"}))
@@ -201,21 +210,21 @@ def test_lines_of_the_kernel_are_read() -> None:
         "        0 12345 1 0000000000000000 100 0 0 10 0"
     )
     assert TcpSocket(12345, 10, 2, "127.0.0.1:7000", "0.0.0.0:0", outside=False) == (
-        sight.parse_tcp(line)
+        proc_lines.parse_tcp(line)
     )
-    outside = sight.parse_tcp(line.replace("00000000:0000 0A", "0900000A:0050 01"))
+    outside = proc_lines.parse_tcp(line.replace("00000000:0000 0A", "0900000A:0050 01"))
     assert outside is not None
     assert ("10.0.0.9:80", True) == (outside.remote, outside.outside)
     mapped = line.replace("00000000:0000 0A", "0000000000000000FFFF00000100007F:0050 01")
-    assert (found := sight.parse_tcp(mapped)) is not None
+    assert (found := proc_lines.parse_tcp(mapped)) is not None
     assert not found.outside
-    assert sight.parse_tcp("cut off") is None
+    assert proc_lines.parse_tcp("cut off") is None
     netlink = "0000000000000000 0   4242       00000001 20 0 0 2 0 777"
-    assert NetlinkSocket(777, 4242, 1, 20) == sight.parse_netlink(netlink)
+    assert NetlinkSocket(777, 4242, 1, 20) == proc_lines.parse_netlink(netlink)
     mount = "36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue"
     assert Mounted(
         36, 35, os.makedev(98, 0), "/mnt1", "/mnt\\0402", "ext3", "/dev/root"
-    ) == sight.parse_mount(mount)
+    ) == proc_lines.parse_mount(mount)
 
 
 def test_this_very_process_is_seen_with_all_that_it_holds(tmp_path: Path) -> None:

@@ -14,11 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pymigrate.migrate import journal
+from pymigrate.migrate.cli_migrate import AGENT_NAME
+from pymigrate.runtime import launch
 from tests.lab import Client, Host, Lab, registry
 from tests.lab.host import REPOSITORY, Process
-from tests.privileged.faults.matrix import Case
+from tests.privileged.faults.matrix import Case, Side
+from tests.privileged.faults.struck import AGENT
+from tests.privileged.faults.struck_agent import POINT
 
 STRUCK = Path(__file__).with_name("struck.py")
+STRUCK_AGENT = STRUCK.with_name("struck_agent.py")
 NAME = "ledger"
 ADDRESS = "10.88.0.41"
 PORT = 7000
@@ -89,6 +94,22 @@ def runs(host: Host) -> bool:
     return any(map(is_alive, found))
 
 
+@dataclass(frozen=True)
+class Task:
+    """A process by its name and its arguments; a zombie has none of these."""
+
+    pid: int
+    name: str
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, pid: int) -> Task:
+        """Look at one; OSError if it is gone."""
+        process = Path("/proc", str(pid))
+        words = (process / "cmdline").read_text().split("\0")
+        return cls(pid, (process / "comm").read_text().strip(), tuple(words))
+
+
 def is_alive(process: Path) -> bool:
     """Say whether it is a process of the container's, and not about to die.
 
@@ -96,15 +117,15 @@ def is_alive(process: Path) -> bool:
     is killed leaves the freezer.
     """
     with suppress(OSError):
-        words = (process / "cmdline").read_text().split("\0")
+        task = Task.of(int(process.name))
         status = dict(
             line.split(":\t", 1) for line in (process / "status").read_text().splitlines()
         )
         pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
         flags = int((process / "stat").read_text().rpartition(")")[2].split()[6])
         is_dying = bool(pending & KILL or flags & PF_EXITING)
-        is_ours = is_criu(words) or is_supervisor(words)
-        return bool(words[0]) and not is_ours and not is_dying
+        is_ours = is_criu(task) or is_supervisor(task)
+        return bool(task.words[0]) and not is_ours and not is_dying
     return False
 
 
@@ -118,47 +139,46 @@ def cgroups(host: Host) -> Iterator[Path]:
 
 def is_restoring(host: Host) -> bool:
     """Say whether CRIU is at work: then the processes run its code, and none of the container's."""
-    return any(is_criu(words) for _, words in processes(host))
+    return any(map(is_criu, tasks(host)))
 
 
-def processes(host: Host) -> Iterator[tuple[int, list[str]]]:
-    """Yield the processes of a host, with their arguments."""
+def tasks(host: Host) -> Iterator[Task]:
+    """Yield the processes of a host."""
     for pid in registry.members(host.cgroups):
         with suppress(OSError):
-            yield pid, Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            yield Task.of(pid)
 
 
-def is_criu(words: list[str]) -> bool:
+def is_criu(task: Task) -> bool:
     """Say so of CRIU before its request, and after that, when it calls itself "criu: dump …"."""
-    return Path(words[0]).name == "criu" or words[0].startswith("criu: ")
+    return Path(task.words[0]).name == "criu" or task.words[0].startswith("criu: ")
 
 
-def is_agent(words: list[str]) -> bool:
-    return words[-2:-1] == ["agent"] and words[-3].endswith("migrate/__main__.py")
+def is_agent(task: Task) -> bool:
+    return task.name == AGENT_NAME
 
 
-def is_session(words: list[str]) -> bool:
-    return words[0].startswith("sshd: root")
+def is_session(task: Task) -> bool:
+    return task.words[0].startswith("sshd: root")
 
 
-def is_supervisor(words: list[str]) -> bool:
-    is_fork = words[0].startswith("pymigrate: supervisor of ")
-    return is_fork or "pymigrate.runtime.supervisor" in words
+def is_supervisor(task: Task) -> bool:
+    return task.name == launch.PROCESS_NAME
 
 
-def kill(host: Host, wanted: Callable[[list[str]], bool]) -> None:
+def kill(host: Host, wanted: Callable[[Task], bool]) -> None:
     """Kill all such processes of a host, at least one; wait until they are dead."""
-    found = [pid for pid, words in processes(host) if wanted(words)]
-    assert found, f"nothing to kill at {host.name}: {[words for _, words in processes(host)]}"
-    for pid in found:
+    found = [task for task in tasks(host) if wanted(task)]
+    assert found, f"nothing to kill at {host.name}: {list(tasks(host))}"
+    for task in found:
         with suppress(ProcessLookupError):  # it died of another's death
-            os.kill(pid, signal.SIGKILL)
+            os.kill(task.pid, signal.SIGKILL)
     await_none(host, wanted)
 
 
-def await_none(host: Host, wanted: Callable[[list[str]], bool]) -> None:
+def await_none(host: Host, wanted: Callable[[Task], bool]) -> None:
     """Wait until a host has no such process."""
-    registry.wait_for(lambda: not any(wanted(words) for _, words in processes(host)), PATIENCE)
+    registry.wait_for(lambda: not any(map(wanted, tasks(host))), PATIENCE)
 
 
 @dataclass
@@ -188,6 +208,11 @@ class Field:
         server.chmod(0o755)
         for host in (home, away):
             host.run(["mkdir", "-p", "/srv/rootfs"])
+            agent = host.outside(AGENT)
+            agent.write_text(
+                f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} {STRUCK_AGENT} "$@"\n'
+            )
+            agent.chmod(0o755)
         home.pymigrate("image", "import", "/srv/rootfs", "small")
         return made
 
@@ -236,7 +261,7 @@ class Field:
         finally:
             watch.close()
         self.forget()
-        if wrong or at == "nowhere" or not any(is_supervisor(w) for _, w in processes(self.home)):
+        if wrong or at == "nowhere" or not any(map(is_supervisor, tasks(self.home))):
             self.end()  # what is left cannot be moved once more
         return Seen(at, watch.twice, lost, tuple(wrong))
 
@@ -246,16 +271,25 @@ class Field:
         words: list[str | Path] = [
             sys.executable, STRUCK, NAME, f"root@{self.away.name}", case.mode, case.point.label,
         ]  # fmt: skip
+        at_target = case.point.side is Side.TARGET
+        if at_target:
+            self.away.outside(POINT).write_text(case.point.label, encoding="ascii")
         with self.home.popen(
             words, stdin=subprocess.PIPE, env={"PYTHONPATH": str(REPOSITORY)}
         ) as move:
             assert move.stdout is not None
-            if move.stdout.readline() != "here\n":
+            if at_target:
+                registry.wait_for(
+                    lambda: bool(stopped(self.away)) or move.poll() is not None, PATIENCE
+                )
+            if move.poll() is not None or not (at_target or move.stdout.readline() == "here\n"):
                 raise AssertionError(f"the move did not come to this point: {move.communicate()}")
             yield move
 
     def go_on(self, move: Process) -> None:
         """Let the move go on to its end, if there is still one."""
+        for pid in stopped(self.away) if self.away.is_on else ():
+            os.kill(pid, signal.SIGCONT)
         with suppress(BrokenPipeError):
             move.communicate("\n", timeout=PATIENCE * 2)
 
@@ -306,12 +340,22 @@ def mend(ground: Field) -> None:
         await_none(host, is_session)
 
 
+def stopped(host: Host) -> list[int]:
+    """List the processes that have stopped; these are agents of ours."""
+    found = []
+    for pid in registry.members(host.cgroups):
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            found += [pid] if status == "T" else []
+    return found
+
+
 def kill_pager(host: Host) -> None:
     """Kill the agent that puts memory into processes: the last one that was started."""
-    agents = [pid for pid, words in processes(host) if is_agent(words)]
+    agents = [task.pid for task in tasks(host) if is_agent(task)]
     youngest = max(agents, key=lambda pid: registry.start_time(pid) or 0)
     os.kill(youngest, signal.SIGKILL)
-    registry.wait_for(lambda: youngest not in dict(processes(host)), PATIENCE)
+    registry.wait_for(lambda: youngest not in [task.pid for task in tasks(host)], PATIENCE)
 
 
 def interrupt(ground: Field, move: Process) -> None:
@@ -325,10 +369,10 @@ def killed(ground: Field, move: Process) -> None:
 
 def command_and_agents(ground: Field, move: Process) -> None:
     killed(ground, move)
-    for pid, words in processes(ground.away):
-        if is_agent(words):
+    for task in tasks(ground.away):
+        if is_agent(task):
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(task.pid, signal.SIGKILL)
 
 
 def reset(ground: Field, move: Process) -> None:

@@ -2,8 +2,9 @@
 
 A step of a move has four points, which the journal's lines divide: before its line ``begin``, with
 that line on the disk and no effect yet, with the effect made and no line ``reach`` yet, and with
-that line on the disk. Each fault has a first and a last point, between which there is something of
-it to strike; it is tried at every one of them, in a mode that changes from point to point.
+that line on the disk. The target has a journal of its own, with fewer steps. Each fault has a first
+and a last point, between which there is something of it to strike; it is tried at every one of
+them, in a mode that changes from point to point.
 """
 
 from __future__ import annotations
@@ -25,23 +26,33 @@ class Moment(enum.IntEnum):
     REACHED = 3  # the line `reach` is on the disk
 
 
+class Side(enum.IntEnum):
+    """Whose journal."""
+
+    SOURCE = 0
+    TARGET = 1
+
+
 @dataclass(frozen=True, order=True)
 class Point:
     """One instant of a move, at which it stands still until the fault is done."""
 
     phase: Phase
     moment: Moment
+    side: Side = Side.SOURCE
 
     @property
     def label(self) -> str:
         """Its name on a command line."""
-        return f"{self.phase.label}-{self.moment.name.lower()}"
+        where = "target-" if self.side is Side.TARGET else ""
+        return f"{where}{self.phase.label}-{self.moment.name.lower()}"
 
     @classmethod
     def from_label(cls, label: str) -> Point:
         """Read a label back."""
-        phase, _, moment = label.rpartition("-")
-        return cls(Phase.from_label(phase), Moment[moment.upper()])
+        phase, _, moment = label.removeprefix("target-").rpartition("-")
+        side = Side.TARGET if label.startswith("target-") else Side.SOURCE
+        return cls(Phase.from_label(phase), Moment[moment.upper()], side)
 
     @property
     def is_committed(self) -> bool:
@@ -50,9 +61,23 @@ class Point:
 
 
 POINTS = [Point(phase, moment) for phase in Phase if phase > Phase.PLANNED for moment in Moment]
+TARGET_POINTS = [
+    *(
+        Point(phase, moment, Side.TARGET)
+        for phase in (Phase.RESERVED, Phase.RESTORED, Phase.HANDED_OVER)
+        for moment in Moment
+    ),
+    Point(Phase.DONE, Moment.MADE, Side.TARGET),  # which has no line `begin`
+    Point(Phase.DONE, Moment.REACHED, Side.TARGET),
+]
 COMMIT = Point(Phase.COMMITTED, Moment.REACHED)
 PREPARED = Point(Phase.PRECOPIED, Moment.MADE)
-HANDED_OVER = Point(Phase.HANDED_OVER, Moment.MADE)
+HANDED_OVER = {
+    Side.SOURCE: Point(Phase.HANDED_OVER, Moment.MADE),
+    Side.TARGET: Point(Phase.HANDED_OVER, Moment.BEGUN, Side.TARGET),
+}
+"""From here on the copy at the target may have run, as far as the one whose journal it is knows."""
+
 FILLED = Point(Phase.FILLED, Moment.MADE)
 
 
@@ -65,20 +90,27 @@ class Fault:
     """What goes wrong: its name, between which points there is something to strike, in which modes.
 
     ``loses`` names the host that is lost by it. Where a run takes long, it strikes only
-    at every ``step``-th point.
+    at every ``step``-th point. The points are those of the journal of ``side``.
     """
 
     name: str
     first: Point = POINTS[0]
-    last: Point = POINTS[-1]
+    last: Point = TARGET_POINTS[-1]
     modes: tuple[str, ...] = MODES
     loses: str | None = None
     step: int = 1
+    side: Side = Side.SOURCE
+
+    @property
+    def title(self) -> str:
+        """What the table calls it."""
+        return self.name if self.side is Side.SOURCE else f"{self.name}, by the target's lines"
 
     @property
     def points(self) -> list[Point]:
         """The points at which it strikes."""
-        return [point for point in POINTS if self.first <= point <= self.last][:: self.step]
+        points = POINTS if self.side is Side.SOURCE else TARGET_POINTS
+        return [point for point in points if self.first <= point <= self.last][:: self.step]
 
     def mode(self, point: Point) -> str:
         """Choose the mode for a point: all four meet each step, and each moment in turn."""
@@ -106,7 +138,7 @@ class Case:
         """Whether the only copy that ran is on the host that is lost."""
         if self.fault.loses == "source":
             return not self.point.is_committed
-        return self.fault.loses == "target" and self.point >= HANDED_OVER
+        return self.fault.loses == "target" and self.point >= HANDED_OVER[self.point.side]
 
 
 FAULTS = (
@@ -125,6 +157,18 @@ FAULTS = (
     Fault("supervisor at the target killed", PREPARED, Point(Phase.HANDED_OVER, Moment.BEGUN)),
     Fault("power of the target lost", loses="target"),
     Fault("power of the source lost", loses="source"),
+    Fault("command of the source killed", side=Side.TARGET),
+    Fault("agents of the target killed", side=Side.TARGET),
+    Fault("command and agents killed", side=Side.TARGET),
+    Fault("all connections reset", side=Side.TARGET),
+    Fault(
+        "supervisor at the target killed",
+        Point(Phase.RESTORED, Moment.BEFORE, Side.TARGET),
+        Point(Phase.HANDED_OVER, Moment.BEGUN, Side.TARGET),
+        side=Side.TARGET,
+    ),
+    Fault("power of the target lost", loses="target", side=Side.TARGET),
+    Fault("power of the source lost", loses="source", side=Side.TARGET),
 )
 
 
@@ -138,5 +182,5 @@ def sample() -> list[Case]:
     return cases()[::SAMPLE]
 
 
-SAMPLE = 29
-"""Prime to the number of points, so that the sample wanders through them."""
+SAMPLE = 33
+"""So that the sample wanders through the points and the modes."""

@@ -21,7 +21,7 @@ COLUMNS = (
 
 def as_listed(cells: tuple[str, ...]) -> tuple[str, ...]:
     """Sort the faults as they are listed."""
-    names = [fault.name for fault in FAULTS]
+    names = [fault.title for fault in FAULTS]
     return (f"{names.index(cells[0]):03}" if cells[0] in names else "999", *cells)
 
 
@@ -36,17 +36,17 @@ class Results:
 
     def add(self, case: Case, seen: Seen) -> None:
         """Take one run."""
-        self.seen[case.fault.name].append((case, seen))
+        self.seen[case.fault.title].append((case, seen))
 
     def rows(self) -> list[str]:
         """Return a row for each fault all of whose runs were made."""
         wanted: dict[str, int] = defaultdict(int)
         for case in cases():
-            wanted[case.fault.name] += 1
+            wanted[case.fault.title] += 1
         return [
-            row(fault, self.seen[fault.name])
+            row(fault, self.seen[fault.title])
             for fault in FAULTS
-            if len(self.seen[fault.name]) == wanted[fault.name]
+            if len(self.seen[fault.title]) == wanted[fault.title]
         ]
 
     def write(self) -> None:
@@ -77,4 +77,4 @@ def row(fault: Fault, runs: list[tuple[Case, Seen]]) -> str:
         sum(seen.lost for _, seen in runs),
         sum(bool(seen.wrong) for _, seen in runs),
     )
-    return line((fault.name, *map(str, counts), today()))
+    return line((fault.title, *map(str, counts), today()))

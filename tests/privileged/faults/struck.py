@@ -1,6 +1,7 @@
 """A move that stands still at one point until a line arrives: `struck.py NAME DEST MODE POINT`.
 
-It says "here" when it has come there. The steps are the product's, each with a wrapper around it,
+It says "here" when it has come there. At a point of the target's journal it is the agent that stops
+(struck_agent.py). The steps are the product's, each with a wrapper around it,
 which any caller of the driver may make: the product has no hooks for tests.
 """
 
@@ -29,8 +30,9 @@ from pymigrate.transport.destination import Destination
 from pymigrate.transport.limit import RateLimit
 from pymigrate.transport.rpc import Client
 from pymigrate.transport.ssh_settings import Timeouts
-from tests.privileged.faults.matrix import POINTS, Moment, Point
+from tests.privileged.faults.matrix import POINTS, Moment, Point, Side
 
+AGENT = "/srv/struck-agent"
 SILENCE = 3.0  # seconds, not 8: what is waited for in these runs is not how long
 
 
@@ -97,7 +99,7 @@ class WatchedMove(Move):
     def steps(self) -> Sequence[Step]:
         steps: list[Step] = []
         for step in super().steps():
-            watched = step.phase is self.point.phase
+            watched = step.phase is self.point.phase and self.point.side is Side.SOURCE
             steps.append(Watched(step, self.point.moment) if watched else step)
         return steps
 
@@ -134,7 +136,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it
     host = Host.open(Path(os.environ["PYMIGRATE_ROOT"]))
     container = outgoing.open_movable(host, name)
-    target = Impatient(destination)
+    command = AGENT if point.side is Side.TARGET else Impatient.remote_command
+    target = Impatient(destination, remote_command=command)
     attempt = WatchedAttempt(host, outgoing.new_id(name), name, target, point=point)
     with attempt.peer() as peer:
         planned = outgoing.plan(attempt, peer, container, [], mode)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,9 @@ MOMENTS = [
     if (phase, event) != (Phase.DONE, "reached")
 ]
 DYING = Path(__file__).with_name("dying.py")
+MODES = pytest.mark.parametrize(
+    "mode", ["stop", pytest.param("hybrid", marks=requires("userfaultfd"))]
+)
 
 
 @pytest.mark.parametrize(("phase", "event"), MOMENTS)
@@ -67,43 +72,87 @@ def test_held_copies_stay_held_when_their_agent_is_gone(lab: Lab, counter: Count
     assert [alpha] == counter.running()
 
 
-# An agent whose container loses its supervisor once, when the line of the hand-over is written.
-BEREAVING = """#!{python}
-import os, signal, sys
+# An agent that is struck once in its hand-over, before or after a method of the container's.
+STRUCK = """#!{python}
+import os, signal, subprocess, sys
 from pathlib import Path
 from pymigrate.migrate import cli
 from pymigrate.runtime import lock
 from pymigrate.runtime.container import Container
+{strike}
+sys.exit(cli.main())
+"""
+# Its container loses its supervisor when the line of the hand-over is written.
+BEREAVING = """
 plug = Container.plug
 def plug_alone(self):
-    if not Path("/tmp/bereaved").exists():
-        Path("/tmp/bereaved").touch()
+    if not Path("/tmp/struck").exists():
+        Path("/tmp/struck").touch()
         supervisor = self.state().supervisor
         os.kill(supervisor.pid, signal.SIGKILL)
         assert lock.await_end(supervisor, 10)
     plug(self)
 Container.plug = plug_alone
-sys.exit(cli.main())
+"""
+# It dies when the fence is gone and the line that says so is not written; somebody is quick.
+LETTING_GO = """
+unfence = Container.unfence
+def unfence_and_die(self, migration_id):
+    unfence(self, migration_id)
+    if not Path("/tmp/struck").exists():
+        Path("/tmp/struck").touch()
+        subprocess.run({meanwhile}, check=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+Container.unfence = unfence_and_die
 """
 
 
-@pytest.mark.parametrize("mode", ["stop", pytest.param("hybrid", marks=requires("userfaultfd"))])
+@contextmanager
+def struck_agent(lab: Lab, strike: str) -> Iterator[tuple[str, ...]]:
+    """Yield the words that have a move use such an agent; it must have been struck in the end."""
+    beta = lab["beta"]
+    agent = beta.outside("/tmp/agent")
+    agent.write_text(STRUCK.format(python=sys.executable, strike=strike))
+    agent.chmod(0o755)
+    yield "--remote-command", "/tmp/agent"
+    assert beta.outside("/tmp/struck").exists()
+    beta.sh("rm /tmp/agent /tmp/struck")
+
+
+@MODES
 def test_a_copy_that_loses_its_supervisor_amid_the_hand_over_is_restored_once_more(
     lab: Lab, counter: Counter, mode: str
 ) -> None:
     alpha, beta = lab["alpha"], lab["beta"]
-    bereaving = beta.outside("/tmp/bereaving")
-    bereaving.write_text(BEREAVING.format(python=sys.executable))
-    bereaving.chmod(0o755)
     before = counter.count(alpha)
 
-    words = ("migrate", "counter", "root@beta", "--mode", mode)
-    moved = alpha.pymigrate(*words, "--remote-command", "/tmp/bereaving", check=False)
+    with Client(lab.client, "echo", ADDRESS, PORT) as echo:
+        with struck_agent(lab, BEREAVING) as options:
+            words = ("migrate", "counter", "root@beta", "--mode", mode)
+            alpha.pymigrate(*words, *options, check=False)
+            assert counter.running() in ([], [beta])
+            alpha.pymigrate("recover")
+        while not echo.ask("recovered")["answers"]:
+            pass  # the copy that was ended has told its clients nothing, such as a reset
+        echo.finish()
 
-    assert beta.outside("/tmp/bereaved").exists(), moved.stderr
-    assert counter.running() in ([], [beta])
-    alpha.pymigrate("recover")
     assert [beta] == counter.running()
     assert "absent" == counter.status(alpha)
     assert counter.count(beta) >= before
-    beta.sh("rm /tmp/bereaving /tmp/bereaved")
+
+
+@pytest.mark.parametrize("meanwhile", [["true"], ["pymigrate", "rm", "-f", "counter"]])
+@MODES
+def test_an_agent_killed_with_the_fence_gone_leaves_a_copy_that_was_handed_over(
+    lab: Lab, counter: Counter, mode: str, meanwhile: list[str]
+) -> None:
+    alpha, beta = lab["alpha"], lab["beta"]
+
+    with struck_agent(lab, LETTING_GO.format(meanwhile=meanwhile)) as options:
+        alpha.pymigrate("migrate", "counter", "root@beta", "--mode", mode, *options)
+
+    assert "absent" == counter.status(alpha)
+    assert ("running" if meanwhile == ["true"] else "absent") == counter.status(beta)
+    assert ["done", "done"] == [
+        row["state"] for host in (alpha, beta) for row in host.pymigrate_json("migrations", "ls")
+    ]

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from pymigrate.migrate.cli_migrate import AGENT_NAME
 from tests.lab import Client, Lab
 from tests.privileged.migration.conftest import ADDRESS, PORT, Counter, await_end_of_cut_lines
 
@@ -73,7 +74,7 @@ def test_killed_agent_never_costs_the_container(lab: Lab, counter: Counter, line
             assert migrate.stderr is not None
             while line not in migrate.stderr.readline():
                 assert migrate.poll() is None
-            beta.run(["pkill", "-KILL", "-f", "__main__.py agent"])
+            beta.run(["pkill", "-KILL", "-x", AGENT_NAME])
             _, text = migrate.communicate(timeout=120)
         assert migrate.returncode in (0, 51, 52), text
         assert len(counter.running()) <= 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pymigrate.migrate.cli_migrate import AGENT_NAME
 from tests.lab import Client, Host, Lab, images
 from tests.lab.registry import members, subtree, wait_for
 
@@ -95,7 +96,7 @@ def agents(host: Host) -> list[int]:
     found = []
     for pid in members(host.cgroups):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-            if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            if command(pid) == AGENT_NAME:
                 found.append(pid)
     return found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pymigrate.migrate.cli_migrate import AGENT_NAME
 from pymigrate.migrate.phases import Phase
 from tests.lab import Client, Host, Lab, images
 from tests.privileged.migration.conftest import ADDRESS, PORT, Counter
@@ -74,7 +75,7 @@ def test_memory_whose_line_is_cut_in_a_round_goes_on_from_what_the_target_holds(
         seen = {"pages_sent": 0}
         while seen.get("pages_sent", 0) < 9 * 256:  # so that some pieces were taken
             seen = json.loads(move.stderr.readline())
-        beta.run(["pkill", "-KILL", "-n", "-f", "__main__.py agent"])
+        beta.run(["pkill", "-KILL", "-n", "-x", AGENT_NAME])
         said, text = move.communicate(timeout=120)
 
     assert 0 == move.returncode, text
@@ -173,7 +174,7 @@ def test_an_agent_that_is_killed_costs_no_memory_and_nobody_waits_for_it(
             assert move.poll() is None
         which = ["-n"] if agents == "the newest" else []
         # It may have ended by itself by now: that is one of the moments.
-        beta.run(["pkill", "-KILL", *which, "-f", "__main__.py agent"], check=False)
+        beta.run(["pkill", "-KILL", *which, "-x", AGENT_NAME], check=False)
         _, text = move.communicate(timeout=60)
 
     assert move.returncode in (0, 51, 52), text
@@ -194,9 +195,9 @@ def moved_to_a_pager_that_is_stopped(lab: Lab, name: str, mode: str) -> str:
         assert move.stderr is not None
         while "frozen" not in move.stderr.readline():
             assert move.poll() is None
-        beta.run(["pkill", "-STOP", "-n", "-f", "__main__.py agent"])
+        beta.run(["pkill", "-STOP", "-n", "-x", AGENT_NAME])
         _, text = move.communicate(timeout=90)
-    beta.run(["pkill", "-KILL", "-f", "__main__.py agent"], check=False)
+    beta.run(["pkill", "-KILL", "-x", AGENT_NAME], check=False)
 
     assert 52 == move.returncode, text
     alpha.pymigrate("recover")

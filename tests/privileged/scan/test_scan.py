@@ -195,8 +195,9 @@ def test_check_tells_the_scan_with_its_cost(box: Box) -> None:
 def test_a_hundred_processes_are_looked_at_in_no_time(box: Box) -> None:
     forks = "for _ in range(99):\n  if os.fork() == 0:\n    while True: signal.pause()"
     container = box.start(forks)
-    seen = sight.look(container)
-    assert seen is not None
+    scene = sight.Scene.of(container)
+    assert scene is not None
+    seen = sight.look(scene)
     assert 100 == len(seen.processes)
     assert all(len(process.opened) >= 3 for process in seen.processes)
     print(f"scan of 100 processes: {seen.seconds * 1000:.1f} ms")
