@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pymigrate.checkpoint import rlimits
 from pymigrate.checkpoint.requests import node_mounts
+from pymigrate.runtime import mounts
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.sockdiag import UnixSocket, unix_sockets
 
@@ -129,6 +130,7 @@ class Sight:
     mounts: tuple[Mounted, ...] = ()  # none where they are the host's own
     announced: tuple[str, ...] = ()  # the mount points that criu is told of: volumes
     hinted: frozenset[Watch] = frozenset()  # what CRIU finds by its own list of paths
+    left_out: tuple[str, ...] = ()  # mount points that criu leaves out: the container's cgroup
     own_users: bool = False
     own_network: bool = True
     own_ipc: bool = True
@@ -190,6 +192,7 @@ def look(container: Container) -> Sight | None:
             *(volume.destination for volume in container.record.volumes),
             *(path for path, _ in node_mounts(container.spec)),
         ),
+        left_out=mounts.cgroup_places(container.spec),
         hinted=frozenset(_hinted(root / "root")) if watched else frozenset(),
         own_users=container.spec.private("user"),
         own_network=container.record.network.is_own,
@@ -202,6 +205,11 @@ def look(container: Container) -> Sight | None:
         ),
         seconds=time.monotonic() - begun,
     )
+
+
+def is_below(path: str, place: str) -> bool:
+    """Say whether a path is that of a place, or of something in it."""
+    return path == place or path.startswith(f"{place.rstrip('/')}/")
 
 
 def parse_tcp(line: str) -> TcpSocket | None:

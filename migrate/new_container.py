@@ -13,6 +13,7 @@ from pymigrate.migrate import run_options as options
 from pymigrate.migrate.amounts import NOTHING
 from pymigrate.runtime import errors, image_index, image_notes, launch, lock, reaping, spec, state
 from pymigrate.runtime.container import Container
+from pymigrate.runtime.defaults import CGROUP_MOUNT
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.values import dataclass, field, replace
 
@@ -247,9 +248,18 @@ def _spec(
         *(options.tmpfs(text) for text in arguments.tmpfs),
         *(options.bind(volume) for volume in record.volumes),
     )
-    made = replace(made, mounts=(*made.mounts, *extra))
+    made = replace(
+        made, mounts=(*made.mounts, *_cgroup_mount(own_root=own_root, extra=extra), *extra)
+    )
     spec.check(made)
     return made
+
+
+def _cgroup_mount(*, own_root: bool, extra: Sequence[spec.Mount]) -> tuple[spec.Mount, ...]:
+    """Show it its cgroup, unless it has no mounts of its own or something else is wanted there."""
+    place = CGROUP_MOUNT.destination
+    taken = any(f"{each.destination}/".startswith(f"{place}/") for each in extra)
+    return (CGROUP_MOUNT,) if own_root and not taken else ()
 
 
 def _rights(

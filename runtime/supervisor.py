@@ -312,6 +312,7 @@ class Supervisor:
             raise errors.WrongState(
                 f"PID {pid} is not a child of the supervisor; it was not adopted"
             ) from error
+        self._around.show_cgroup(pid)
         self._settle(pid)
         self._note("restore")
         return Reply()

@@ -144,6 +144,13 @@ class Surroundings:
             cgroup_places=self.cgroup.places,
         )
 
+    def show_cgroup(self, pid: int) -> None:
+        """Let a process that CRIU has restored, and that is held, see its cgroup where it was."""
+        from pymigrate.runtime import cgroup_view, mounts  # a start does without
+
+        if mounts.cgroup_places(self.spec):
+            cgroup_view.show(self.spec, self.cgroup.places, pid)
+
     def offer_criu_cache(self) -> None:
         """Give CRIU a tmpfs on /run, the only place where it keeps what it knows of the kernel.
 
