@@ -1,7 +1,6 @@
 """The runtime's own tests where this machine may not be: on cgroup v2 alone, and other kernels.
 
-pytest runs in the guests, on a copy of this checkout's tests; it and what it needs is pure Python,
-and taken from this machine.
+pytest runs in the guests, on a copy of these tests; it is pure Python, and this machine's.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from tests.cluster.matrix import FULL
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("hypothesis", "iniconfig", "packaging", "pluggy", "pygments", "pyroute2", "pytest",
-            "pytest-timeout", "sortedcontainers")  # fmt: skip
+PACKAGES = ["iniconfig", "packaging", "pluggy", "pygments", "pyroute2", "pytest", "pytest-timeout"]
 PYTHON = "/opt/pymigrate/tests"
 """Where the guest has those."""
 ELSEWHERE = ("__pycache__", "cluster", "long", "typing")
