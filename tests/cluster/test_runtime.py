@@ -30,7 +30,7 @@ SUITES = {
     "limits": ("test_limits.py",),
     "OCI settings": ("test_oci_settings.py",),
 }
-DESELECTED = "not weight_of_disks_is_set"
+DESELECTED = "not weight_of_disks_is_set and not divided_by_weight"
 """The cloud kernel has no loop device whose scheduler could be chosen."""
 
 
@@ -75,13 +75,11 @@ def test_the_runtimes_own_tests_pass(
     machine = equipped(source)
     files = " ".join(f"tests/privileged/{name}" for name in SUITES[what])
     environment = f"PYMIGRATE_REQUIRED=root PYTHONPATH={PYTHON} PYTHONDONTWRITEBYTECODE=1"
-    words = f"-q -p no:cacheprovider --timeout {PATIENCE:.0f} -k '{DESELECTED}' {files}"
+    # Not in /tmp: a tmpfs, whose owners Linux 6.1 cannot shift for --userns.
+    words = f"-q -p no:cacheprovider --basetemp=/srv/tests --timeout {PATIENCE:.0f}"
 
-    said = machine.lab.run(
-        machine.guest,
-        [f"cd {SOURCE} && {environment} {VENV}/bin/python -m pytest {words}"],
-        timeout=3000,
-    )
+    command = f"{environment} {VENV}/bin/python -m pytest {words} -k '{DESELECTED}' {files}"
+    said = machine.lab.run(machine.guest, [f"cd {SOURCE} && {command}"], timeout=3000)
 
     assert 0 == said.returncode, said.stdout + said.stderr
     assert "passed" in said.stdout.splitlines()[-1]
