@@ -372,6 +372,12 @@ def _without(kind: str) -> Change:
         ),
         ({"cpu": {"quota": 50000, "period": 100000}}, "cpu/cpu.cfs_quota_us", "cpu.max", "50000"),
         ({"cpu": {"cpus": "0"}}, "cpuset/cpuset.cpus", "cpuset.cpus", "0"),
+        (
+            {"memory": {"limit": 64 << 20, "swap": 64 << 20}},
+            "memory/memory.memsw.limit_in_bytes",
+            "memory.max",
+            "67108864",
+        ),
         ({"pids": {"limit": 33}}, "pids/pids.max", "pids.max", "33"),
     ],
 )
@@ -412,6 +418,13 @@ def test_the_loopback_of_a_new_network_is_up(oci: Oci) -> None:
         (put("linux.mountLabel", "l"), "linux.mountLabel: is not supported"),
         (put("linux.personality", {"domain": "LINUX32"}), "linux.personality: must be"),
         (put("linux.resources.rdma", {"x": {"hcaHandles": 1}}), "linux.resources.rdma"),
+        (
+            put("linux.resources.hugepageLimits", [{"pageSize": "2MB", "limit": 0}]),
+            "linux.resources.hugepageLimits: this limit is not supported",
+        ),
+        (put("linux.resources.memory", {"swappiness": 7}), "linux.resources.memory.swappiness"),
+        (put("process.execCPUAffinity", {"initial": "0"}), "process.execCPUAffinity: is not"),
+        (put("linux.netDevices", {"eth0": {"name": "x"}}), "linux.netDevices: is not supported"),
         (put("linux.sysctl", {"vm.swappiness": "1"}), "belongs to the whole host"),
         (put("process.cwd", "relative"), "process.cwd: must be an absolute path"),
         (put("process.args", []), "process.args: must be"),
