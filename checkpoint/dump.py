@@ -26,7 +26,8 @@ from pymigrate.checkpoint.requests import (
     dump_fields,
     node_mounts,
 )
-from pymigrate.runtime import namespaces, tcp_repair
+from pymigrate.checkpoint.sight import is_below
+from pymigrate.runtime import mounts, namespaces, tcp_repair
 from pymigrate.runtime.cgroups import current_layout
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import DumpFailed, WrongState
@@ -255,6 +256,7 @@ def subject_of(container: Container, pid: int) -> Subject:
             *_host_nodes(container.spec, pid),
         ),
         freezer=container.cgroup.freezer_path,
+        left_out=_cgroup_mounts(container.spec, pid),
         own_users=container.spec.private("user"),
         cut_off=network.is_own and criu.find().number >= SKIPS_SINCE,
     )
@@ -265,10 +267,22 @@ def _host_nodes(spec: Spec, pid: int) -> list[str]:
     if not spec.private("user"):
         return []
     ours = {path for path, _ in node_mounts(spec)}
-    text = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    fields = (line.split(" ") for line in text.splitlines())
     # Of the masked places the directories are covered by a tmpfs of the container's own.
-    return [each[4] for each in fields if each[4] in ours and each[3] != "/"]
+    return [each[4] for each in _mountinfo(pid) if each[4] in ours and each[3] != "/"]
+
+
+def _cgroup_mounts(spec: Spec, pid: int) -> tuple[str, ...]:
+    """List where the container sees its cgroup: of v1 a directory a hierarchy, below a tmpfs."""
+    places = mounts.cgroup_places(spec)
+    if not places:
+        return ()
+    found = (each[4] for each in _mountinfo(pid))
+    return tuple(path for path in found if any(is_below(path, place) for place in places))
+
+
+def _mountinfo(pid: int) -> list[list[str]]:
+    text = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    return [line.split(" ") for line in text.splitlines()]
 
 
 def describe(container: Container, pid: int, options: DumpOptions) -> Manifest:

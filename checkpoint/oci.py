@@ -25,7 +25,7 @@ from pymigrate.checkpoint.requests import (
     restore_fields,
 )
 from pymigrate.checkpoint.sight import Scene
-from pymigrate.runtime import children, mounts, syscalls
+from pymigrate.runtime import children, labels, mounts, syscalls
 from pymigrate.runtime.cgroups import Cgroup
 from pymigrate.runtime.errors import DumpFailed, RestoreFailed, UsageError, WrongState
 from pymigrate.runtime.oci_container import OciContainer
@@ -127,6 +127,7 @@ def restorer(
         settings: Spec, rootfs: Path, cgroup: Cgroup, network: int | None
     ) -> tuple[int | None, int]:
         _refuse_own_users(settings)
+        labels.chosen(settings.process)
         try:
             links = json.loads((images / _DESCRIPTORS).read_bytes())
         except (OSError, ValueError) as error:

@@ -67,6 +67,7 @@ class Subject:
     cut_off: bool = False  # the cable is unplugged: CRIU need not lock the network
     own_users: bool = False
     inside: bool = False  # CRIU is in the container's network, so it takes none of it
+    left_out: tuple[str, ...] = ()  # mounts that are made anew; see runtime/cgroup_view.py
 
 
 def dump_fields(
@@ -94,6 +95,7 @@ def dump_fields(
         # Without its lock CRIU leaves no table of nft behind if it is killed, and is 10 ms faster.
         "network_lock": _SKIP if subject.cut_off else _NFTABLES,
         "external": external,
+        **({"skip_mnt": list(subject.left_out)} if subject.left_out else {}),
         **_empty_network(subject.own_users and subject.network_inode is not None),
         **_TCP[options.tcp],
         **({"lazy_pages": True, "config_file": config} if options.lazy else {}),

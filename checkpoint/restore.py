@@ -22,7 +22,7 @@ from pymigrate.checkpoint.requests import (
     RestoreOptions,
     restore_fields,
 )
-from pymigrate.runtime import namespaces
+from pymigrate.runtime import labels, namespaces
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import RestoreFailed
 from pymigrate.runtime.namespaces import host_id
@@ -86,6 +86,8 @@ def hold(
     From then on nothing depends on the caller: ``plug`` and ``thaw`` let it run, ``remove`` ends
     it. Raises RestoreFailed with the first cause in CRIU's log; nothing runs then.
     """
+    # CRIU would restore it without its labels where the host does not know these.
+    labels.chosen(container.spec.process)
     with ExitStack() as stack:
         supervision = stack.enter_context(container.supervision())
         supervision.mount()

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pymigrate.checkpoint import scan_sockets, sight
 from pymigrate.checkpoint.findings import Obstacle, Severity, held
 from pymigrate.checkpoint.requests import GHOST_LIMIT
-from pymigrate.checkpoint.sight import Mounted, Opened, Process, Scene, Sight
+from pymigrate.checkpoint.sight import Mounted, Opened, Process, Scene, Sight, is_below
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import DumpFailed, UsageError
 
@@ -129,7 +129,7 @@ def _whole(seen: Sight) -> Iterator[Obstacle]:
     known = {
         mount.device
         for mount in seen.mounts
-        if mount.path == "/" or any(_is_below(mount.path, each) for each in seen.announced)
+        if mount.path == "/" or any(is_below(mount.path, each) for each in seen.announced)
     }
     for mount in seen.mounts:
         # A bind mount of what criu has anyway is no matter.
@@ -141,10 +141,6 @@ def _whole(seen: Sight) -> Iterator[Obstacle]:
                 "unmount it, or mount it on the host and give it as a volume (-v)",
                 path=mount.path,
             )
-
-
-def _is_below(path: str, place: str) -> bool:
-    return path == place or path.startswith(f"{place.rstrip('/')}/")
 
 
 def _process(process: Process, init: Process, seen: Sight) -> Iterator[Obstacle]:
@@ -290,6 +286,14 @@ def _file(process: Process, opened: Opened, seen: Sight) -> Iterator[Obstacle]:
             f"has {opened.link} open, which the mount at {over.path} hides",
             f"have the program close it, or unmount {over.path}",
         )
+    elif any(is_below(_mount(opened, seen).path, place) for place in seen.left_out):
+        yield held(
+            "cgroup-file",
+            process,
+            opened,
+            f"has {opened.link} open, a file of its cgroup, which is another after a restore",
+            "have the program open it each time that it looks",
+        )
     else:
         yield from _lost(process, opened, seen)
 
@@ -334,8 +338,8 @@ def _hiding(opened: Opened, seen: Sight) -> Mounted | None:
     if own is _NOWHERE:
         return None
     for mount in seen.mounts:
-        deeper = mount.path != own.path and _is_below(mount.path, own.path)
-        if _is_below(opened.link, mount.path) and (deeper or mount.parent == own.number):
+        deeper = mount.path != own.path and is_below(mount.path, own.path)
+        if is_below(opened.link, mount.path) and (deeper or mount.parent == own.number):
             if mount.path == opened.link and opened.kind == "directory":
                 continue  # the mount point itself: criu opens what is below
             return mount
@@ -373,6 +377,7 @@ _NO_HANDLES = ("overlay", "proc", "sysfs")
 
 CHECKS: Sequence[str] = (
     "cgroup",
+    "cgroup-file",
     "deleted-file",
     "descriptor",
     "device",

@@ -25,6 +25,7 @@ from pymigrate.checkpoint.proc_lines import (
     parse_tcp,
 )
 from pymigrate.checkpoint.requests import node_mounts
+from pymigrate.runtime import mounts
 from pymigrate.runtime.cgroups import Cgroup
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.settings import Spec
@@ -103,6 +104,7 @@ class Sight:
     mounts: tuple[Mounted, ...] = ()  # none where they are the host's own
     announced: tuple[str, ...] = ()  # the mount points that criu is told of: volumes
     hinted: frozenset[Watch] = frozenset()  # what CRIU finds by its own list of paths
+    left_out: tuple[str, ...] = ()  # mount points that criu leaves out: the container's cgroup
     own_users: bool = False
     own_network: bool = True
     own_ipc: bool = True
@@ -188,6 +190,7 @@ def look(scene: Scene) -> Sight:
         if scene.spec.private("mount")
         else (),
         announced=scene.announced,
+        left_out=mounts.cgroup_places(scene.spec),
         hinted=frozenset(_hinted(root / "root")) if watched else frozenset(),
         own_users=scene.spec.private("user"),
         own_network=scene.own_network,
@@ -200,6 +203,11 @@ def look(scene: Scene) -> Sight:
         ),
         seconds=time.monotonic() - begun,
     )
+
+
+def is_below(path: str, place: str) -> bool:
+    """Say whether a path is that of a place, or of something in it."""
+    return path == place or path.startswith(f"{place.rstrip('/')}/")
 
 
 def process(pid: int, *, own_group: bool) -> Process | None:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pymigrate.migrate import run_options as options
+from pymigrate.migrate.amounts import NOTHING
+from pymigrate.migrate.network_options import network_asked
 from pymigrate.runtime import errors, spec, state
 from pymigrate.runtime.oci_container import device_rules
 
@@ -37,18 +39,17 @@ def read(
         settings = spec.load(bundle / "config.json")
     except OSError as error:
         raise errors.UsageError(
-            f"--bundle {arguments.bundle}: no config.json in it: {error.strerror}; "
-            f"{options.NOTHING}"
+            f"--bundle {arguments.bundle}: no config.json in it: {error.strerror}; {NOTHING}"
         ) from error
     if settings.hooks:
         raise errors.UsageError(
-            f"hooks: are for containers that others look after; {options.NOTHING}",
+            f"hooks: are for containers that others look after; {NOTHING}",
             hint=f"pymigrate oci run --bundle {arguments.bundle} NAME",
         )
     own_root = settings.private("mount")
     rootfs = bundle / settings.root_path
     if own_root and not rootfs.is_dir():
-        raise errors.UsageError(f"root.path: there is no directory {rootfs}; {options.NOTHING}")
+        raise errors.UsageError(f"root.path: there is no directory {rootfs}; {NOTHING}")
     words = tuple(arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words)
     process = settings.process
     process = replace(
@@ -91,7 +92,7 @@ def _refuse_others(arguments: argparse.Namespace, defaults: argparse.Namespace) 
     for name, value in vars(arguments).items():
         if name not in _ALLOWED and value != getattr(defaults, name, None):
             raise errors.UsageError(
-                f"--{name.replace('_', '-')}: does not go with --bundle; {options.NOTHING}",
+                f"--{name.replace('_', '-')}: does not go with --bundle; {NOTHING}",
                 hint="write it into the bundle's config.json",
             )
 
@@ -106,9 +107,9 @@ def _network(
     mode = f"ns:{given.path}" if given.path is not None else arguments.net
     if mode == "host":
         raise errors.UsageError(
-            f"--net host: the bundle has a network of its own; {options.NOTHING}",
+            f"--net host: the bundle has a network of its own; {NOTHING}",
             hint="take it out of linux.namespaces of config.json",
         )
-    network = options.network_asked(arguments, mode)
+    network = network_asked(arguments, mode)
     others = tuple(each for each in settings.namespaces if each is not given)
     return network, (*others, spec.Namespace("network"))

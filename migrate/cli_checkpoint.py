@@ -185,9 +185,9 @@ def checkpoint(arguments: argparse.Namespace) -> int:
 def _ports(texts: list[str] | None) -> tuple[Port, ...] | None:
     if texts is None:
         return None
-    from pymigrate.migrate import run_options
+    from pymigrate.migrate.network_options import ports
 
-    return run_options.ports([text for text in texts if text])
+    return ports([text for text in texts if text])
 
 
 def restore(arguments: argparse.Namespace) -> int:

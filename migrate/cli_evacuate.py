@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from pymigrate.migrate import output
+from pymigrate.migrate.amounts import bandwidth
 from pymigrate.migrate.cli_migrate import add_options
 from pymigrate.migrate.evacuation import Evacuation, Outcome, command
-from pymigrate.migrate.run_options import bandwidth
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, UsageError
 from pymigrate.runtime.host import Host

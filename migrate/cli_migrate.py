@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pymigrate.migrate import group, outgoing, output, watching
+from pymigrate.migrate.amounts import bandwidth
 from pymigrate.migrate.budget import MAX_DOWNTIME, MAX_ROUNDS, Budget, NoConverge, duration
 from pymigrate.migrate.journal import read
 from pymigrate.migrate.modes import Mode
@@ -17,7 +18,6 @@ from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan, Refusal
 from pymigrate.migrate.report import Report
 from pymigrate.migrate.report_page import page
-from pymigrate.migrate.run_options import bandwidth
 from pymigrate.runtime import syscalls
 from pymigrate.runtime.errors import NotFound, PymigrateError, UsageError
 from pymigrate.runtime.host import Host

@@ -53,11 +53,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def update(arguments: argparse.Namespace) -> int:
     """Change limits of each."""
-    from pymigrate.migrate import run_options
+    from pymigrate.migrate import limit_options
 
     host = Host.open(arguments.root)
     for container in [Container.open(host, name) for name in arguments.names]:
-        lifecycle.update(container, lambda old: run_options.changed_resources(old, arguments))
+        lifecycle.update(container, lambda old: limit_options.changed_resources(old, arguments))
         if arguments.json:
             output.emit({"name": container.name})
         elif not arguments.quiet:

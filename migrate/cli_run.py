@@ -98,7 +98,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--cap-add", action="append", default=[], metavar="CAP", help="grant a capability, or all")
     add("--cap-drop", action="append", default=[], metavar="CAP", help="take one away, or all")
     add("--security-opt", action="append", default=[], metavar="OPT",
-        help="seccomp=unconfined, seccomp=FILE, no-new-privileges=false")  # fmt: skip
+        help="seccomp=unconfined, seccomp=FILE, no-new-privileges=false, apparmor=PROFILE, "
+        "label=disable or label=type:TYPE (SELinux; also user, role, level)")  # fmt: skip
     add("--privileged", action="store_true", help="all capabilities, no seccomp, nothing masked")
     add("--userns", metavar="UID:GID:SIZE",
         help="its users are these ranges of the host's, except in volumes, whose files keep "

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from pymigrate.migrate.plan import INSIDE, ContainerFacts, HostFacts
-from pymigrate.runtime import cgroups_v2, userfault
+from pymigrate.runtime import cgroups_v2, labels, userfault
 from pymigrate.runtime.capabilities import NAMES
 from pymigrate.runtime.cgroups_layout import Layout
 from pymigrate.runtime.container import Container
@@ -47,7 +47,7 @@ def host_facts(host: Host) -> HostFacts:
         criu_version=str(criu_version),
         cgroup=layout.kind,
         cpu_features=cpu_features(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
-        features=_features() | controllers(layout),
+        features=_features() | controllers(layout) | labels.modules(),
         memory_available=memory_available(Path("/proc/meminfo").read_text(encoding="ascii")),
         disk_available=disk.f_bavail * disk.f_frsize,
         page_size=os.sysconf("SC_PAGE_SIZE"),
@@ -73,6 +73,7 @@ def container_facts(container: Container) -> ContainerFacts:
         cpu_baseline=container.record.cpu_baseline,
         controllers=frozenset(limit.controller for limit in cgroups_v2.limits(limits)),
         limited_disks=tuple(dict.fromkeys(f"{each.major}:{each.minor}" for each in rates)),
+        labels=tuple(each.module for each in labels.chosen(container.spec.process)),
     )
 
 

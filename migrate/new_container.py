@@ -8,9 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pymigrate.migrate import limit_options, network_options
 from pymigrate.migrate import run_options as options
+from pymigrate.migrate.amounts import NOTHING
 from pymigrate.runtime import errors, image_index, image_notes, launch, lock, reaping, spec, state
 from pymigrate.runtime.container import Container
+from pymigrate.runtime.defaults import CGROUP_MOUNT
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.values import dataclass, field, replace
 
@@ -53,7 +56,7 @@ def make_from(
 ) -> Container:
     """Do as `make`, of a source and with a command that are known."""
     identifier = os.urandom(32).hex()
-    network = options.network_asked(arguments, arguments.net)
+    network = network_options.network_asked(arguments, arguments.net)
     namespaces = options.namespaces(arguments.share, arguments.join, arguments.net)
     network, namespaces = _join_network(network, namespaces)
     volumes = tuple(options.volume(text) for text in arguments.volume)
@@ -85,9 +88,7 @@ def make_from(
 def _below(init: Path, made: spec.Spec) -> tuple[spec.Spec, Path | None]:
     """Let the command run below an init; return what is to be copied into the container."""
     if not made.private("pid"):
-        raise errors.UsageError(
-            f"--init needs a PID namespace of the container's own; {options.NOTHING}"
-        )
+        raise errors.UsageError(f"--init needs a PID namespace of the container's own; {NOTHING}")
     own_files = made.private("mount")
     program = reaping.INSIDE if own_files else os.fspath(init)
     process = replace(made.process, args=reaping.before(program, made.process.args))
@@ -99,11 +100,11 @@ def _source(host: Host, rootfs: str | None, words: Sequence[str]) -> tuple[Sourc
     if rootfs is not None:
         directory = Path(rootfs).absolute()
         if not directory.is_dir():
-            raise errors.UsageError(f"--rootfs {rootfs}: not a directory; {options.NOTHING}")
+            raise errors.UsageError(f"--rootfs {rootfs}: not a directory; {NOTHING}")
         return Source(None, None, (), os.fspath(directory)), words
     if not words:
         raise errors.UsageError(
-            f"no image was given; {options.NOTHING}", hint="pymigrate run --help shows an example"
+            f"no image was given; {NOTHING}", hint="pymigrate run --help shows an example"
         )
     image = image_index.read(host.index).get(words[0])
     config = image.config
@@ -153,9 +154,7 @@ def _with_address(host: Host, record: state.Record) -> state.Record:
         address = ip_interface(str(addresses.parse_for_container(given)))
         holder = next((taken[each] for each in taken if _ip(each) == str(address.ip)), None)
         if holder is not None:
-            raise errors.UsageError(
-                f"--ip {text}: container {holder} has this address; {options.NOTHING}"
-            )
+            raise errors.UsageError(f"--ip {text}: container {holder} has this address; {NOTHING}")
     gateway = str(subnet.ip) if address.ip in subnet.network else None
     network = replace(record.network, address=str(address), gateway=gateway)
     if network.address6 is not None:
@@ -163,7 +162,7 @@ def _with_address(host: Host, record: state.Record) -> state.Record:
         for one in Container.all(host):
             if _ip(one.record.network.address6) == str(second.ip):
                 raise errors.UsageError(
-                    f"--ip6 {second.ip}: container {one.name} has this address; {options.NOTHING}"
+                    f"--ip6 {second.ip}: container {one.name} has this address; {NOTHING}"
                 )
         network = replace(network, address6=str(second), gateway6=addresses.second_gateway(second))
     return replace(record, network=network)
@@ -192,14 +191,14 @@ def _spec(
     args = entrypoint + (command or source.command)
     if not args:
         raise errors.UsageError(
-            f"there is no command to run; {options.NOTHING}", hint="give one after the image"
+            f"there is no command to run; {NOTHING}", hint="give one after the image"
         )
     kinds = {each.kind for each in namespaces}
     hostname = None
     if "uts" in kinds:
         hostname = options.hostname(arguments.hostname or record.id[:12])
     elif arguments.hostname:
-        raise errors.UsageError(f"--hostname needs a UTS namespace of its own; {options.NOTHING}")
+        raise errors.UsageError(f"--hostname needs a UTS namespace of its own; {NOTHING}")
     given = options.environment(arguments.env, arguments.env_file, os.environ)
     env = {"PATH": spec.DEFAULT_PATH, "HOME": account.home, "container": "pymigrate"}
     if arguments.tty:
@@ -219,7 +218,7 @@ def _spec(
         cwd=options.absolute(arguments.workdir or source.working_dir),
         user=account.user,
         terminal=arguments.tty,
-        rlimits=tuple(options.ulimit(text) for text in arguments.ulimit),
+        rlimits=tuple(limit_options.ulimit(text) for text in arguments.ulimit),
     )
     users, groups = options.users(arguments.userns)
     if users:
@@ -238,8 +237,10 @@ def _spec(
         uid_mappings=users,
         gid_mappings=groups,
         resources=replace(
-            options.resources(**{name: getattr(arguments, name) for name in options.LIMITS}),
-            **options.io_limits(arguments),
+            limit_options.resources(
+                **{name: getattr(arguments, name) for name in limit_options.LIMITS}
+            ),
+            **limit_options.io_limits(arguments),
         ),
         **overrides,
     )
@@ -247,16 +248,25 @@ def _spec(
         *(options.tmpfs(text) for text in arguments.tmpfs),
         *(options.bind(volume) for volume in record.volumes),
     )
-    made = replace(made, mounts=(*made.mounts, *extra))
+    made = replace(
+        made, mounts=(*made.mounts, *_cgroup_mount(own_root=own_root, extra=extra), *extra)
+    )
     spec.check(made)
     return made
+
+
+def _cgroup_mount(*, own_root: bool, extra: Sequence[spec.Mount]) -> tuple[spec.Mount, ...]:
+    """Show it its cgroup, unless it has no mounts of its own or something else is wanted there."""
+    place = CGROUP_MOUNT.destination
+    taken = any(f"{each.destination}/".startswith(f"{place}/") for each in extra)
+    return (CGROUP_MOUNT,) if own_root and not taken else ()
 
 
 def _rights(
     arguments: argparse.Namespace, process: spec.Process
 ) -> tuple[spec.Process, dict[str, object]]:
     """Decide capabilities, seccomp, masks and no_new_privs."""
-    from pymigrate.runtime import capabilities
+    from pymigrate.runtime import capabilities, labels
     from pymigrate.runtime.defaults import capability_sets
 
     held = capabilities.host_bounding()
@@ -268,6 +278,7 @@ def _rights(
         granted |= asked & held if word.upper() == "ALL" else asked
     overrides: dict[str, object] = {}
     no_new_privileges = not arguments.privileged
+    context: list[str] = []
     if arguments.privileged:
         overrides.update(seccomp=None, masked_paths=(), readonly_paths=())
     for text in arguments.security_opt:
@@ -276,11 +287,18 @@ def _rights(
             overrides["seccomp"] = _profile(value)
         elif name == "no-new-privileges" and value in ("", "true", "false"):
             no_new_privileges = value != "false"
+        elif name == "apparmor" and value:
+            process = replace(process, apparmor_profile=options.apparmor(value))
+        elif name == "label" and value:
+            context.append(value)
         else:
             raise errors.UsageError(
-                f"--security-opt {text}: unknown; {options.NOTHING}",
-                hint="seccomp=unconfined, seccomp=FILE, no-new-privileges=false",
+                f"--security-opt {text}: unknown; {NOTHING}",
+                hint="seccomp=unconfined, seccomp=FILE, no-new-privileges=false, "
+                "apparmor=PROFILE, label=type:TYPE",
             )
+    process = replace(process, selinux_label=options.selinux(context))
+    labels.chosen(process)
     sets = capability_sets(granted, process.user)
     capabilities.require(sets, held)
     return replace(process, capabilities=sets, no_new_privileges=no_new_privileges), overrides
@@ -292,13 +310,9 @@ def _profile(value: str) -> object:
     try:
         profile = json.loads(Path(value).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise errors.UsageError(
-            f"--security-opt seccomp={value}: {error}; {options.NOTHING}"
-        ) from error
+        raise errors.UsageError(f"--security-opt seccomp={value}: {error}; {NOTHING}") from error
     if not isinstance(profile, dict):
-        raise errors.UsageError(
-            f"--security-opt seccomp={value}: not a seccomp profile; {options.NOTHING}"
-        )
+        raise errors.UsageError(f"--security-opt seccomp={value}: not a seccomp profile; {NOTHING}")
     return profile
 
 
@@ -311,5 +325,5 @@ def _words(text: str) -> tuple[str, ...]:
     except ValueError:
         words = None
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise errors.UsageError(f"--entrypoint {text}: not a JSON list of texts; {options.NOTHING}")
+        raise errors.UsageError(f"--entrypoint {text}: not a JSON list of texts; {NOTHING}")
     return tuple(words)

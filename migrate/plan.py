@@ -68,6 +68,7 @@ class ContainerFacts:
     cpu_baseline: str | None = None
     controllers: frozenset[str] = frozenset()  # that its limits need
     limited_disks: tuple[str, ...] = ()  # by number, as 8:0
+    labels: tuple[str, ...] = ()  # security modules, one of whose labels it has
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,7 @@ def examine(
         )
     findings.extend(_ungranted(target, container))
     findings.extend(_unlimited(target, container))
+    findings.extend(_unlabelled(target, container))
     if abs(target.clock_ahead) > MAX_SKEW:
         way = "ahead of" if target.clock_ahead > 0 else "behind"
         findings.append(
@@ -346,6 +348,21 @@ def _unlimited(target: HostFacts, container: ContainerFacts) -> Sequence[Finding
     )
 
 
+def _unlabelled(target: HostFacts, container: ContainerFacts) -> Sequence[Finding]:
+    """Say which security modules confine the container that the target has not."""
+    lacking = sorted(set(container.labels) - target.features)
+    if not lacking:
+        return ()
+    return (
+        Finding(
+            "labels",
+            f"{container.name} is confined by {', '.join(lacking)}, which {target.hostname} has "
+            "not: there it would not be confined",
+            "choose a target that has it, or run the container without this --security-opt",
+        ),
+    )
+
+
 def _disks(target: HostFacts, container: ContainerFacts) -> Sequence[Finding]:
     """Say which disks the container's limits name: by numbers, which another host gives anew."""
     if not container.limited_disks:
@@ -403,6 +420,7 @@ CHECKS = (
     "users",
     "capabilities",
     "controllers",
+    "labels",
     "clock",
     "disks",
     "memory",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from ipaddress import ip_interface as _ip_interface
 
+from pymigrate.runtime.digests import sha256
 from pymigrate.runtime.errors import HostError, UsageError
 
 SUBNET = "10.88.0.1/16"  # podman's network; the address is the bridge's own, the gateway
@@ -71,7 +71,7 @@ def mac_for(address: str) -> str:
     """
     packed = parse(address).ip.packed
     if len(packed) != 4:
-        packed = hashlib.sha256(packed).digest()[:4]
+        packed = sha256(packed).digest()[:4]
     return ":".join(f"{byte:02x}" for byte in b"\x02\x70" + packed)
 
 
@@ -89,7 +89,7 @@ def interface_name(host_id: str, name: str) -> str:
 
     Hashed, since names are longer, and since two roots on one machine may use the same ones.
     """
-    return "pm" + hashlib.sha256(f"{host_id}/{name}".encode()).hexdigest()[:12]
+    return "pm" + sha256(f"{host_id}/{name}".encode()).hexdigest()[:12]
 
 
 def choose_address(taken: Iterable[str | None], subnet: str = SUBNET) -> str:

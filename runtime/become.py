@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Collection
 from typing import NoReturn, Protocol
 
-from pymigrate.runtime import capabilities, syscalls
+from pymigrate.runtime import capabilities, labels, syscalls
 from pymigrate.runtime.birth import Line
 from pymigrate.runtime.errors import CannotRun, CommandNotFound, MissingFeature, UsageError
 from pymigrate.runtime.seccomp import Program
@@ -45,19 +45,27 @@ class Confinement:
     process: Process
     filter: Program | None
     interpreter: tuple[int, int] | None
+    labels: tuple[labels.Label, ...] = ()
 
 
 def confinement(
     process: Process, program: Program | None, *, own_root: bool, held: frozenset[str] | None = None
 ) -> Confinement:
-    """Check what can be checked; MissingFeature when the host cannot grant a capability."""
+    """Check what can be checked; MissingFeature for a capability or label that is not to be had."""
     capabilities.require(
         process.capabilities, capabilities.host_bounding() if held is None else held
     )
     for limit in process.rlimits:
         _number_of(limit)
     own = os.stat("/proc/self/exe")  # noqa: PTH116 - a magic link
-    return Confinement(process, program, (own.st_dev, own.st_ino) if own_root else None)
+    interpreter = (own.st_dev, own.st_ino) if own_root else None
+    return Confinement(process, program, interpreter, labels.chosen(process))
+
+
+def hold_proc(given: Confinement, line: Line) -> None:
+    """Keep the host's /proc at hand for labels; by the middle process, before it sees another."""
+    if given.labels:
+        line.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def become(
@@ -89,6 +97,11 @@ def become(
     if process.no_new_privileges:
         kernel.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     os.umask(process.user.umask)
+    for label in given.labels:
+        line.stage = f"take {label.describe()}"
+        if line.proc is None:
+            raise AssertionError("hold_proc was not called")
+        labels.take_at_exec(label, line.proc)
     # Before any path of the container is looked up: /proc/self/fd must not lead back to the host.
     line.stage = "close descriptors"
     close_all_but((line.connection.fileno(), *keep), kernel)

@@ -71,6 +71,7 @@ class Line:
     connection: socket.socket
     born_in_cgroup: bool = False
     stage: str = "starting"
+    proc: int | None = None  # the host's /proc, held where a label is to be taken; see become.py
 
     def join(self, cgroup: Joinable | None) -> None:
         """Move the calling process into a cgroup as far as it was not born there."""

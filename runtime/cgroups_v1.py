@@ -195,16 +195,28 @@ def figures(directory: str, controllers: frozenset[str]) -> dict[str, int]:
     return found
 
 
+_BLOCK_FILES = (
+    "blkio.throttle.io_service_bytes_recursive",
+    "blkio.bfq.io_service_bytes_recursive",
+)
+
+
 def _block_bytes(directory: str) -> dict[str, int]:
-    """Return what was read from and written to block devices, of cgroups below too."""
-    file = "blkio.throttle.io_service_bytes_recursive"
-    if not files.exists(directory, file):
+    """Return what was read from and written to block devices, of cgroups below too.
+
+    Two count, each with its own disks: Linux 6.18 was seen to count by the first only on a disk
+    that has a limit; BFQ counts on those that it schedules. Of a disk that both know, the greater.
+    """
+    found: dict[tuple[str, str], int] = {}
+    there = [file for file in _BLOCK_FILES if files.exists(directory, file)]
+    for file in there:
+        for line in files.read(directory, file).splitlines():
+            match line.split():
+                case [disk, "Read" | "Write" as way, value]:
+                    found[disk, way] = max(int(value), found.get((disk, way), 0))
+    if not there:
         return {}
-    found = {"read": 0, "written": 0}
-    for line in files.read(directory, file).splitlines():
-        match line.split():
-            case [_, "Read", value]:
-                found["read"] += int(value)
-            case [_, "Write", value]:
-                found["written"] += int(value)
-    return found
+    return {
+        name: sum(value for (_, each), value in found.items() if each == way)
+        for name, way in (("read", "Read"), ("written", "Write"))
+    }

@@ -1,9 +1,10 @@
-"""Helper processes of a supervisor: programs with given descriptors, as its direct children."""
+"""Children of a supervisor: helpers, programs with given descriptors; and how it hears of them."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import selectors
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -15,6 +16,31 @@ _FIRST = 3
 _FAILED = 127
 
 
+class Signals:
+    """Signals as bytes to read: a process that selects must not miss one that comes just before."""
+
+    def __init__(
+        self, selector: selectors.BaseSelector, on_signals: Callable[[bytes], None]
+    ) -> None:
+        """Have ``on_signals`` called by the selector's key with the numbers of those that came."""
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+        self._on_signals = on_signals
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        # Handlers, for what is ignored would be inherited by the container's init.
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, _note)
+        selector.register(self._read, selectors.EVENT_READ, self._on_readable)
+
+    def _on_readable(self, _events: int) -> None:
+        self._on_signals(self._read.recv(4096))
+
+
+def _note(_number: int, _frame: object) -> None:
+    """Let the signal arrive through the wakeup descriptor."""
+
+
 class Helpers:
     """The programs that a supervisor runs for others, and who waits for which of them."""
 
@@ -23,13 +49,15 @@ class Helpers:
         self._answer = answer
         self._waiting: dict[int, list[socket.socket]] = {}  # of each that runs, by its PID
         self._exit_codes: dict[int, int] = {}
+        self._unclaimed: dict[int, int] = {}  # PID -> wait status, of children nobody spoke for
 
     def operations(self) -> dict[str, Operation]:
         """Return what clients can ask of us."""
         return {"wait_spawned": self._wait}
 
     def spawn(self, argv: Sequence[str], fds: Sequence[int], before: Callable[[], None]) -> int:
-        """Run a program; see the function of this name."""
+        """Run a program; see the function of this name. What ended before was not its child."""
+        self._unclaimed.clear()
         pid = spawn(argv, fds, before)
         self._waiting[pid] = []
         return pid
@@ -43,6 +71,18 @@ class Helpers:
         self._exit_codes[pid] = exit_code
         for client in self._waiting.pop(pid):
             self._answer(client, Reply({"exit_code": exit_code}))
+
+    def keep_unclaimed(self, pid: int, status: int) -> None:
+        """Keep how a child ended that is none of ours: one that CRIU has restored, perhaps."""
+        self._unclaimed[pid] = status
+
+    def claim(self, pid: int) -> int | None:
+        """Return the wait status of such a child, once."""
+        return self._unclaimed.pop(pid, None)
+
+    def claim_none(self) -> None:
+        """Forget them all."""
+        self._unclaimed.clear()
 
     def forget(self, client: socket.socket) -> None:
         """Expect no more that this client waits."""

@@ -63,6 +63,10 @@ MOUNTS = (
     Mount("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
     Mount("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", "ro")),
 )
+CGROUP_MOUNT = Mount(
+    "/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid", "noexec", "nodev", "relatime", "ro")
+)
+"""The container's own cgroup, for programs that look how much they may use (JVMs, Go)."""
 
 
 @cache

@@ -95,6 +95,7 @@ def joined_kinds(theirs: namespaces.Identities, ours: namespaces.Identities) -> 
 
 def _enter_namespaces(work: _Work, line: birth.Line) -> None:
     line.join(work.cgroup)
+    become.hold_proc(work.confinement, line)
     # Before the container can see us: its root must not reach our memory or our descriptors.
     work.kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
     line.stage = "join the container's namespaces"

@@ -168,6 +168,7 @@ def _prepare(
 
 def _enter_namespaces(work: _Work, line: birth.Line) -> None:
     spec, kernel = work.spec, work.kernel
+    become.hold_proc(work.confinement, line)
     if spec.process.oom_score_adj is not None:
         line.stage = "set the OOM score"
         namespaces.write_file("/proc/self/oom_score_adj", str(spec.process.oom_score_adj))

@@ -105,6 +105,7 @@ LINKS = (
     Link("/dev/core", "/proc/kcore"),
 )
 _PTMX = Link("/dev/ptmx", "pts/ptmx")
+_CGROUPS = ("cgroup", "cgroup2")
 
 
 def plan(spec: Spec, cgroups: Mapping[str, str] | None = None) -> tuple[Operation, ...]:
@@ -119,7 +120,7 @@ def plan(spec: Spec, cgroups: Mapping[str, str] | None = None) -> tuple[Operatio
         importlib.import_module("pymigrate.runtime.tree")  # costs what few containers need
     operations: list[Operation] = []
     for index, mount in enumerate(spec.mounts):
-        if mount.type in ("cgroup", "cgroup2"):
+        if mount.type in _CGROUPS:
             operations += _cgroups(mount, f"mounts[{index}]", cgroups or {})
         else:
             operations.append(_operation(mount, f"mounts[{index}]"))
@@ -147,6 +148,27 @@ def plan(spec: Spec, cgroups: Mapping[str, str] | None = None) -> tuple[Operatio
     if spec.root_readonly:
         operations.append(ReadOnlyRoot())
     return tuple(operations)
+
+
+def cgroup_places(spec: Spec) -> tuple[str, ...]:
+    """Return where the container sees its cgroup, of all hierarchies one below the other."""
+    return tuple(posixpath.normpath(each.destination) for each in _cgroup_mounts(spec).values())
+
+
+def cgroup_operations(spec: Spec, cgroups: Mapping[str, str]) -> tuple[Operation, ...]:
+    """Return of `plan` what shows the container its cgroup."""
+    mounts = _cgroup_mounts(spec)
+    return tuple(
+        each
+        for index, mount in mounts.items()
+        for each in _cgroups(mount, f"mounts[{index}]", cgroups)
+    )
+
+
+def _cgroup_mounts(spec: Spec) -> dict[int, Mount]:
+    if not spec.private("mount"):
+        return {}
+    return {index: each for index, each in enumerate(spec.mounts) if each.type in _CGROUPS}
 
 
 def _operation(mount: Mount, where: str) -> Operation:

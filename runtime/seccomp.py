@@ -8,7 +8,6 @@ seccomp(2), seccomp_rule_add(3), the OCI runtime specification's config-linux.md
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import struct
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pymigrate.runtime.digests import sha256
 from pymigrate.runtime.errors import MissingFeature, UsageError
 from pymigrate.runtime.values import dataclass
 
@@ -187,7 +187,7 @@ def program(
     # The name covers all that the code depends on.
     version = bytes(_library().seccomp_version().contents).hex()
     key = json.dumps([profile, sorted(granted), MACHINE, version], sort_keys=True)
-    found = cache / f"seccomp-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    found = cache / f"seccomp-{sha256(key.encode()).hexdigest()[:32]}"
     return _read_cached(found) or _write_cached(found, compile_decision(decide(profile, granted)))
 
 
@@ -203,12 +203,12 @@ def _read_cached(path: Path) -> Program | None:
         return None  # cut short by a crash
     digest, flags = _HEADER.unpack_from(stored)
     code = stored[_HEADER.size :]
-    return Program(code, flags) if hashlib.sha256(code).digest() == digest else None
+    return Program(code, flags) if sha256(code).digest() == digest else None
 
 
 def _write_cached(path: Path, made: Program) -> Program:
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    header = _HEADER.pack(hashlib.sha256(made.code).digest(), made.flags)
+    header = _HEADER.pack(sha256(made.code).digest(), made.flags)
     beside.write_bytes(header + made.code)
     beside.replace(path)
     return made

@@ -59,6 +59,8 @@ class Process:
     no_new_privileges: bool = True
     oom_score_adj: int | None = None  # proc_pid_oom_score_adj(5); None leaves the caller's
     console_size: tuple[int, int] | None = None  # rows, columns
+    apparmor_profile: str | None = None
+    selinux_label: str | None = None
 
 
 @dataclass(frozen=True)

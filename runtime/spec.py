@@ -138,7 +138,16 @@ def parse_process(node: Node) -> Process:
         no_new_privileges=or_else(node.get("noNewPrivileges"), Node.flag, False),
         oom_score_adj=or_else(node.get("oomScoreAdj"), lambda each: each.number(-1000, 1000), None),
         console_size=None if size is None else _console_size(size),
+        apparmor_profile=or_else(node.get("apparmorProfile"), _label, None),
+        selinux_label=or_else(node.get("selinuxLabel"), _label, None),
     )
+
+
+def _label(node: Node) -> str | None:
+    text = node.text()
+    if not text.isprintable() or " " in text:
+        raise node.wrong("a name without spaces")
+    return text or None
 
 
 def _console_size(node: Node) -> tuple[int, int]:
@@ -146,9 +155,7 @@ def _console_size(node: Node) -> tuple[int, int]:
 
 
 # What changes how a container is confined must not be dropped in silence.
-_UNSUPPORTED_IN_PROCESS = (
-    "apparmorProfile", "selinuxLabel", "scheduler", "ioPriority", "execCPUAffinity"
-)  # fmt: skip
+_UNSUPPORTED_IN_PROCESS = ("scheduler", "ioPriority", "execCPUAffinity")
 _UNSUPPORTED_IN_LINUX = ("intelRdt", "memoryPolicy", "mountLabel", "netDevices")
 
 
@@ -325,6 +332,8 @@ def _process_document(process: Process) -> dict[str, object]:
         oomScoreAdj=process.oom_score_adj,
         consoleSize=process.console_size
         and dict(zip(("height", "width"), process.console_size, strict=True)),
+        apparmorProfile=process.apparmor_profile,
+        selinuxLabel=process.selinux_label,
     )
 
 

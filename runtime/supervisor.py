@@ -39,18 +39,16 @@ from pymigrate.runtime import (
     own_state,
     relay,
     restarting,
-    spec,
     state,
     stdio,
     syscalls,
 )
-from pymigrate.runtime.cgroups import Cgroup
-from pymigrate.runtime.children import Helpers
+from pymigrate.runtime.children import Helpers, Signals
 from pymigrate.runtime.clients import Clients, Fields, Operation, Reply
 from pymigrate.runtime.descriptors import DescriptorStore
 from pymigrate.runtime.health import Prober
-from pymigrate.runtime.host import Host
 from pymigrate.runtime.reliance import Reliance
+from pymigrate.runtime.services import Services
 from pymigrate.runtime.state import Status
 from pymigrate.runtime.surroundings import Surroundings
 from pymigrate.runtime.values import replace
@@ -65,13 +63,12 @@ class Supervisor:
         """Read what the container is; nothing is made yet."""
         self._directory = directory
         self._keeper: socket.socket | None = keeper
-        self._around = _surroundings(directory)
+        self._around = Surroundings.of(directory)
         self._again = restarting.Again(restarting.Policy.parse(self._around.record.restart))
         self._before = own_state.last(directory)
         self._state = self._before
         self._selector = selectors.DefaultSelector()
         self._waiting: list[socket.socket] = []
-        self._unclaimed: dict[int, int] = {}  # PID -> wait status, of children nobody spoke for
         self._init: int | None = None
         self._init_status: int | None = None
         self._over = False
@@ -85,15 +82,9 @@ class Supervisor:
             "expect_end": self._expect_end,
             "hush": self._hush,
             "kill": self._kill,
-            "mntns": self._mntns,
-            "mount": self._mount,
-            "move_network": self._move_network,
-            "netns": self._netns,
             "ping": self._ping,
             "release": self._release,
-            "spawn": self._spawn,
             "start": self._start,
-            "stdio": self._stdio,
             "wait": self._wait,
             **self._kept.operations(),
         }
@@ -106,12 +97,13 @@ class Supervisor:
 
     def prepare(self, *, plugged: bool) -> None:
         """Make the surroundings and open the control socket; on failure nothing is left."""
-        self._watch_children()
+        self._signals = Signals(self._selector, self._on_signals)
         self._around.prepare(plugged=plugged)
         try:
             size = self._around.record.log_size or log.SIZE
             self._relay = relay.Relay(self._selector, self._directory / "log", size)
             self._operations |= self._relay.operations()
+            self._operations |= self._services().operations()
             self._clients.listen(self._directory)
             if self._keeper is not None:
                 self._clients.add(self._keeper)
@@ -134,6 +126,9 @@ class Supervisor:
             if self._prober is not None and self._prober.seconds == 0 and not self._over:
                 self._prober.act()
 
+    def _services(self) -> Services:
+        return Services(self._around, self._helpers, self._relay, self._must_be_empty)
+
     def _seconds(self) -> float | None:
         """Return how long there is nothing to do but what others ask for."""
         both = (self._again.seconds, self._prober.seconds if self._prober is not None else None)
@@ -141,19 +136,7 @@ class Supervisor:
 
     # Children.
 
-    def _watch_children(self) -> None:
-        read, write = socket.socketpair()
-        read.setblocking(False)
-        write.setblocking(False)
-        self._wakeup = (read, write)
-        signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        # Handlers, for what is ignored would be inherited by the container's init.
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, _note)
-        self._selector.register(read, selectors.EVENT_READ, self._on_signals)
-
-    def _on_signals(self, _events: int) -> None:
-        numbers = self._wakeup[0].recv(4096)
+    def _on_signals(self, numbers: bytes) -> None:
         if signal.SIGCHLD in numbers:
             self._reap()
             self._settle_guard()
@@ -177,7 +160,7 @@ class Supervisor:
                 self._reliance.settle(pid, children.exit_code(status))
                 self._helpers.end(pid, children.exit_code(status))
             else:
-                self._unclaimed[pid] = status
+                self._helpers.keep_unclaimed(pid, status)
 
     def _on_client_gone(self, client: socket.socket) -> None:
         self._waiting = [one for one in self._waiting if one is not client]
@@ -216,10 +199,6 @@ class Supervisor:
     def _ping(self, _client: socket.socket, _fields: Fields, _fds: list[int]) -> Reply:
         return Reply({"pid": os.getpid()})
 
-    def _mount(self, _client: socket.socket, _fields: Fields, _fds: list[int]) -> Reply:
-        self._around.mount()
-        return Reply()
-
     def _start(self, client: socket.socket, fields: Fields, _fds: list[int]) -> Reply:
         self._must_be_empty()
         try:
@@ -255,56 +234,15 @@ class Supervisor:
         finally:
             theirs.close()
 
-    def _spawn(self, _client: socket.socket, fields: Fields, fds: list[int]) -> Reply:
-        argv = fields.get("argv")
-        if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
-            raise errors.ProtocolError("spawn needs argv, a list of texts")
-        in_cgroup = fields.get("in_cgroup") is True
-        in_network = fields.get("in_network") is True
-        self._around.offer_criu_cache()
-        self._unclaimed.clear()
-
-        def before() -> None:
-            if in_cgroup:
-                self._around.cgroup.join()
-                if self._around.spec.private("cgroup"):
-                    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-            if in_network:
-                syscalls.setns(self._around.netns, syscalls.CLONE_NEWNET)
-
-        return Reply({"pid": self._helpers.spawn(argv, fds, before)})
-
-    def _stdio(self, _client: socket.socket, _fields: Fields, _fds: list[int]) -> Reply:
-        self._must_be_empty()
-        self._relay.drop_streams()  # of a restore that failed
-        theirs, ours = stdio.make_pipes(with_stdin=self._around.record.stdin_open)
-        self._relay.add_streams(ours)
-        ends = theirs.items()
-        return Reply({"names": list(ends)}, list(ends.values()))
-
-    def _netns(self, _client: socket.socket, _fields: Fields, _fds: list[int]) -> Reply:
-        return Reply({"names": ["netns"]}, [os.dup(self._around.netns)])
-
-    def _move_network(self, _client: socket.socket, fields: Fields, _fds: list[int]) -> Reply:
-        pid = fields.get("pid")
-        self._must_be_empty()
-        if not isinstance(pid, int):
-            raise errors.ProtocolError("move_network needs a PID")
-        self._around.move_network(pid)
-        return Reply()
-
-    def _mntns(self, _client: socket.socket, _fields: Fields, _fds: list[int]) -> Reply:
-        fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        return Reply({"names": ["mntns"]}, [fd])
-
     def _adopt(self, _client: socket.socket, fields: Fields, _fds: list[int]) -> Reply:
         self._must_be_empty()
         pid = fields.get("pid")
         if not isinstance(pid, int) or self._helpers.runs(pid):
             raise errors.WrongState(f"{pid!r} cannot be the container's init")
         self._reap()
-        if pid in self._unclaimed:
-            self._init, self._init_status = pid, self._unclaimed.pop(pid)
+        ended = self._helpers.claim(pid)
+        if ended is not None:
+            self._init, self._init_status = pid, ended
             return Reply()
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -312,6 +250,7 @@ class Supervisor:
             raise errors.WrongState(
                 f"PID {pid} is not a child of the supervisor; it was not adopted"
             ) from error
+        self._around.show_cgroup(pid)
         self._settle(pid)
         self._note("restore")
         return Reply()
@@ -408,7 +347,7 @@ class Supervisor:
         """Wait until it is to run again; nothing of it is left meanwhile but us."""
         self._init = self._init_status = None
         self._why = ""
-        self._unclaimed.clear()
+        self._helpers.claim_none()
         self._kept.clear()
         self._reliance.forget()
         self._relay.part()
@@ -429,9 +368,9 @@ class Supervisor:
                 self._put_off("a migration holds it" if free else "somebody is at work on it")
                 return
             try:
-                self._around = _surroundings(self._directory)  # its limits may be others now
+                self._around = Surroundings.of(self._directory)  # its limits may be others now
                 self._guard = guard.Guard(self._around, self._helpers)
-                self._operations |= self._guard.operations()
+                self._operations |= self._guard.operations() | self._services().operations()
                 self._around.prepare(plugged=True)
                 pid = self._run_init()
             except (OSError, errors.PymigrateError) as error:
@@ -488,23 +427,6 @@ class Supervisor:
 
     def _write_state(self) -> None:
         own_state.write(self._directory, self._state)
-
-
-def _surroundings(directory: Path) -> Surroundings:
-    """Read what the container is; nothing is made yet."""
-    record = state.record_from_document(state.read_document(directory / "container.json"))
-    host = Host.of_container(directory)
-    return Surroundings(
-        host=host,
-        record=record,
-        spec=spec.load(directory / "config.json"),
-        directory=directory,
-        cgroup=Cgroup.named(f"{host.id}/{record.name}"),
-    )
-
-
-def _note(_number: int, _frame: object) -> None:
-    """Let the signal arrive through the wakeup descriptor."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pymigrate.runtime import errors, image_notes, launch, syscalls
+from pymigrate.runtime import errors, image_notes, launch, spec, state, syscalls
 from pymigrate.runtime.cgroups import Cgroup
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.namespaces import host_id
@@ -42,6 +42,19 @@ class Surroundings:
     _held: list[socket.socket] = field(default_factory=list)  # the host's ports that are ours
     _has_cache: bool = False
     _undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @classmethod
+    def of(cls, directory: Path) -> Surroundings:
+        """Read what the container in a directory is; nothing is made yet."""
+        record = state.record_from_document(state.read_document(directory / "container.json"))
+        host = Host.of_container(directory)
+        return cls(
+            host=host,
+            record=record,
+            spec=spec.load(directory / "config.json"),
+            directory=directory,
+            cgroup=Cgroup.named(f"{host.id}/{record.name}"),
+        )
 
     @property
     def rootfs(self) -> Path:
@@ -143,6 +156,13 @@ class Surroundings:
             cache=self.host.cache,
             cgroup_places=self.cgroup.places,
         )
+
+    def show_cgroup(self, pid: int) -> None:
+        """Let a process that CRIU has restored, and that is held, see its cgroup where it was."""
+        from pymigrate.runtime import cgroup_view, mounts  # a start does without
+
+        if mounts.cgroup_places(self.spec):
+            cgroup_view.show(self.spec, self.cgroup.places, pid)
 
     def offer_criu_cache(self) -> None:
         """Give CRIU a tmpfs on /run, the only place where it keeps what it knows of the kernel.

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import os
 
-import hypothesis
 import pytest
 
 from tests import features
 from tests.lab import registry
-
-# How long an example takes says something of the machine, not of the code.
-hypothesis.settings.register_profile("pymigrate", deadline=None)
-hypothesis.settings.load_profile("pymigrate")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
-from tests.privileged.tool import Tool
+from tests.privileged.tool import DEADLINE, Tool
 
 pytestmark = pytest.mark.privileged
 BUSY = "while :; do :; done"
@@ -119,9 +119,12 @@ def bfq(tmp_path: Path) -> Iterator[str]:
     """Have one disk of the machine scheduled by weight: a file of the test's."""
     file = tmp_path / "file"
     file.write_bytes(b"")
-    os.truncate(file, 1 << 20)
+    os.truncate(file, 64 << 20)
     made = subprocess.run(
-        ["losetup", "--find", "--show", str(file)], check=True, capture_output=True, text=True
+        ["losetup", "--direct-io=on", "--find", "--show", str(file)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     device = made.stdout.strip()
     scheduler = Path("/sys/block", Path(device).name, "queue/scheduler")
@@ -129,6 +132,10 @@ def bfq(tmp_path: Path) -> Iterator[str]:
         if "bfq" not in scheduler.read_text():
             pytest.skip("the kernel has no BFQ")
         scheduler.write_text("bfq")
+        # Else it favours for some seconds who has just begun, and leaves the order of what it
+        # passes on to a disk that takes much at once.
+        for name, value in (("low_latency", "0"), ("strict_guarantees", "1")):
+            scheduler.with_name("iosched").joinpath(name).write_text(value)
         yield device
         scheduler.write_text("none")
     finally:
@@ -145,6 +152,38 @@ def test_a_weight_of_disks_is_set_where_one_is_scheduled_by_it(tool: Tool, bfq: 
         for file in Path(cgroup.path(member)).glob("*io.bfq.weight")
     ]
     assert found in (["300\n"], ["default 300\n"])
+
+
+def test_a_disk_is_divided_by_weight(tool: Tool, tmp_path: Path, bfq: str) -> None:
+    subprocess.run(["mkfs.ext4", "-q", bfq], check=True)
+    volume = tmp_path / "v"
+    volume.mkdir()
+    subprocess.run(["mount", bfq, str(volume)], check=True)
+    try:
+        for name, weight in (("light", 100), ("heavy", 1000)):
+            (volume / name).write_bytes(bytes(16 << 20))
+            read = f"dd if=/v/{name} of=/dev/null bs=256k iflag=direct 2>/dev/null"
+            four = f"for i in 1 2 3 4; do (while :; do {read}; done) & done; wait"
+            options = ("--io-weight", str(weight), "-v", f"{volume}:/v")
+            tool.run("-d", "--name", name, *options, "sh", "-c", four)
+        before = [has_read(tool, name) for name in ("light", "heavy")]
+        deadline = time.monotonic() + DEADLINE
+        while (heavy := has_read(tool, "heavy") - before[1]) < 1 << 30:
+            assert time.monotonic() < deadline, f"{heavy} bytes only"
+            time.sleep(0.05)
+        light = has_read(tool, "light") - before[0]
+        tool("rm", "-f", "light", "heavy")
+    finally:
+        subprocess.run(["umount", "--lazy", str(volume)], check=True)
+
+    assert 2 * heavy > 5 * light, (heavy, light)
+
+
+def has_read(tool: Tool, name: str) -> int:
+    """How many bytes a container has read of disks."""
+    found = Container.open(Host.open(tool.root), name).cgroup.stats().read_bytes
+    assert found is not None
+    return found
 
 
 def test_a_weight_of_disks_is_refused_where_none_is_scheduled_by_it(tool: Tool) -> None:

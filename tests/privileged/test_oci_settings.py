@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pymigrate.runtime import capabilities
+from pymigrate.runtime import capabilities, labels
 from tests.privileged.oci_tool import Oci
 
 pytestmark = pytest.mark.privileged
@@ -372,6 +372,12 @@ def _without(kind: str) -> Change:
         ),
         ({"cpu": {"quota": 50000, "period": 100000}}, "cpu/cpu.cfs_quota_us", "cpu.max", "50000"),
         ({"cpu": {"cpus": "0"}}, "cpuset/cpuset.cpus", "cpuset.cpus", "0"),
+        (
+            {"memory": {"limit": 64 << 20, "swap": 64 << 20}},
+            "memory/memory.memsw.limit_in_bytes",
+            "memory.max",
+            "67108864",
+        ),
         ({"pids": {"limit": 33}}, "pids/pids.max", "pids.max", "33"),
     ],
 )
@@ -404,14 +410,21 @@ def test_the_loopback_of_a_new_network_is_up(oci: Oci) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("process.apparmorProfile", "p"), "process.apparmorProfile: is not supported"),
-        (put("process.selinuxLabel", "l"), "process.selinuxLabel: is not supported"),
+        (put("process.apparmorProfile", "two words"), "process.apparmorProfile: must be"),
+        (put("process.selinuxLabel", "a\n"), "process.selinuxLabel: must be"),
         (put("process.scheduler", {"policy": "SCHED_FIFO"}), "process.scheduler: is not supported"),
         (put("process.ioPriority", {"class": "IOPRIO_CLASS_RT"}), "process.ioPriority: is not"),
         (put("linux.intelRdt", {"closID": "x"}), "linux.intelRdt: is not supported"),
         (put("linux.mountLabel", "l"), "linux.mountLabel: is not supported"),
         (put("linux.personality", {"domain": "LINUX32"}), "linux.personality: must be"),
         (put("linux.resources.rdma", {"x": {"hcaHandles": 1}}), "linux.resources.rdma"),
+        (
+            put("linux.resources.hugepageLimits", [{"pageSize": "2MB", "limit": 0}]),
+            "linux.resources.hugepageLimits: this limit is not supported",
+        ),
+        (put("linux.resources.memory", {"swappiness": 7}), "linux.resources.memory.swappiness"),
+        (put("process.execCPUAffinity", {"initial": "0"}), "process.execCPUAffinity: is not"),
+        (put("linux.netDevices", {"eth0": {"name": "x"}}), "linux.netDevices: is not supported"),
         (put("linux.sysctl", {"vm.swappiness": "1"}), "belongs to the whole host"),
         (put("process.cwd", "relative"), "process.cwd: must be an absolute path"),
         (put("process.args", []), "process.args: must be"),
@@ -425,3 +438,21 @@ def test_what_cannot_be_done_is_refused_by_its_name(oci: Oci, change: Change, wo
 
     assert words in said
     assert not oci.root.exists() or [] == list(oci.root.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "module", "words"),
+    [
+        ("apparmorProfile", labels.APPARMOR, "the AppArmor profile p: this host has no AppArmor"),
+        ("selinuxLabel", labels.SELINUX, "the SELinux label p: this host has no SELinux"),
+    ],
+)
+def test_a_label_of_a_module_that_is_not_here_is_not_left_out_in_silence(
+    oci: Oci, setting: str, module: str, words: str
+) -> None:
+    if module in labels.modules():
+        pytest.skip("it is here: see tests/cluster")
+    bundle = oci.bundle("true", change=put(f"process.{setting}", "p"))
+
+    assert words in oci("create", "-b", bundle, "one", code=22).stderr
+    assert [] == list(oci.root.iterdir())

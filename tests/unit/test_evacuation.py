@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pymigrate.migrate import cli_evacuate
+from pymigrate.migrate.amounts import bandwidth
 from pymigrate.migrate.evacuation import Evacuation, Outcome
-from pymigrate.migrate.run_options import bandwidth
 
 # Stands in for `migrate`: ends with the code that its file CODE-NAME-TARGET says, and tells of it.
 MOVE = """

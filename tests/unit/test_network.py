@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import socket
 import struct
@@ -16,7 +17,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from pymigrate.runtime import addresses, arp, rtnetlink
+from pymigrate.runtime import addresses, arp, digests, rtnetlink
 from pymigrate.runtime.errors import HostError, UsageError
 from pymigrate.runtime.network import mac_of
 from pymigrate.runtime.state import NetworkSettings
@@ -248,3 +249,8 @@ class TestRtnetlink:
         body = struct.pack("=i", 0) + bytes(16)
 
         assert rtnetlink.failure(rtnetlink.Message(2, 0x100, 1, body)) is None
+
+
+def test_what_names_are_hashed_by_is_the_hash_of_all_others() -> None:
+    assert hashlib.sha256(b"name").hexdigest() == digests.sha256(b"name").hexdigest()
+    assert hashlib.sha256(b"").digest() == digests.sha256(b"").digest()

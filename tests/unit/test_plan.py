@@ -30,7 +30,9 @@ HERE = HostFacts(
     criu_version="4.1.1",
     cgroup="v2",
     cpu_features=frozenset({"sse2", "avx2"}),
-    features=frozenset({"time-namespaces", "udp-lite", "lazy-memory", "CAP_CHOWN", "CAP_NET_RAW"}),
+    features=frozenset(
+        {"time-namespaces", "udp-lite", "lazy-memory", "CAP_CHOWN", "CAP_NET_RAW", "apparmor"}
+    ),
     memory_available=8 << 30,
     disk_available=8 << 30,
     page_size=4096,
@@ -44,6 +46,7 @@ WEB = ContainerFacts(
     network_mode="bridge",
     capabilities=frozenset({"CAP_CHOWN", "CAP_NET_RAW"}),
     controllers=frozenset({"memory", "pids"}),
+    labels=("apparmor",),
 )
 
 PROVOKED = {
@@ -56,6 +59,7 @@ PROVOKED = {
     "users": replace(THERE, kernel="5.15.0"),
     "capabilities": replace(THERE, features=HERE.features - {"CAP_NET_RAW"}),
     "controllers": replace(THERE, features=HERE.features | {"controller:pids"}),
+    "labels": replace(THERE, features=HERE.features - {"apparmor"}),
     "clock": replace(THERE, clock_ahead=-7.0),
     "disks": THERE,
     "memory": replace(THERE, memory_available=1 << 20),

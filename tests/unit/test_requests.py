@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pymigrate.checkpoint.requests import (
@@ -26,6 +28,15 @@ def test_dump_knows_what_is_outside_of_the_container() -> None:
     assert ["mnt[/data]:/data", "net[42]:network"] == fields["external"]
     assert "/sys/fs/cgroup/x" == fields["freeze_cgroup"]
     assert (True, 0) == (fields["manage_cgroups"], fields["manage_cgroups_mode"])
+
+
+def test_what_is_made_anew_is_left_out() -> None:
+    subject = replace(SUBJECT, left_out=("/sys/fs/cgroup", "/sys/fs/cgroup/cpu"))
+
+    assert ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"] == dump_fields(subject, 3, DumpOptions())[
+        "skip_mnt"
+    ]
+    assert "skip_mnt" not in dump_fields(SUBJECT, 3, DumpOptions())
 
 
 def test_shared_network_is_not_outside() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pymigrate.migrate import amounts, limit_options, network_options
 from pymigrate.migrate import run_options as options
 from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.spec import IdMapping, Namespace, Resources, Rlimit
@@ -28,7 +29,7 @@ def resources(**given: object) -> Resources:
         "cpuset_cpus",
         "pids_limit",
     )
-    return options.resources(**{**dict.fromkeys(names), **given})  # type: ignore[arg-type]
+    return limit_options.resources(**{**dict.fromkeys(names), **given})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,13 @@ def resources(**given: object) -> Resources:
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert size == options.size(text, "--memory")
+    assert size == amounts.size(text, "--memory")
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1m", "1x", "1 m", "1e9", "0x10", "nan"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="nothing was made"):
-        options.size(text, "--memory")
+        amounts.size(text, "--memory")
 
 
 @pytest.mark.parametrize(
@@ -65,18 +66,18 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     ],
 )
 def test_what_is_no_limit_of_a_disk_is_refused(name: str, text: str, message: str) -> None:
-    given: dict[str, list[str]] = {each: [] for each in options.IO_RATES.values()}
+    given: dict[str, list[str]] = {each: [] for each in limit_options.IO_RATES.values()}
     with pytest.raises(UsageError, match=message) as raised:
-        options.io_limits(argparse.Namespace(io_weight=None, **given | {name: [text]}))
+        limit_options.io_limits(argparse.Namespace(io_weight=None, **given | {name: [text]}))
     assert raised.value.message.startswith(f"--{name.replace('_', '-')} ")
 
 
 @pytest.mark.parametrize("weight", [9, 1001, -1])
 def test_a_weight_of_block_io_is_of_a_range(weight: int) -> None:
-    given: dict[str, list[str]] = {each: [] for each in options.IO_RATES.values()}
+    given: dict[str, list[str]] = {each: [] for each in limit_options.IO_RATES.values()}
     with pytest.raises(UsageError, match="--io-weight"):
-        options.io_limits(argparse.Namespace(io_weight=weight, **given))
-    assert options.io_limits(argparse.Namespace(io_weight=10, **given))["io_weight"] == 10
+        limit_options.io_limits(argparse.Namespace(io_weight=weight, **given))
+    assert limit_options.io_limits(argparse.Namespace(io_weight=10, **given))["io_weight"] == 10
 
 
 def test_limits_become_resources() -> None:
@@ -130,7 +131,7 @@ def test_the_environment_comes_from_files_options_and_the_host(tmp_path: Path) -
     [
         (lambda text: options.environment([text], [], {}), ["=x", " =1", "A=\0"]),
         (
-            options.ulimit,
+            limit_options.ulimit,
             [
                 "nofile",
                 "nofile=",
@@ -158,9 +159,17 @@ def test_the_environment_comes_from_files_options_and_the_host(tmp_path: Path) -
         ),
         (options.hostname, ["", "-a", "a b", "a" * 65, "ä"]),
         (options.absolute, ["", "x", "./x"]),
+        (options.apparmor, ["a b", "a\n"]),
+        (lambda text: options.selinux([text]), ["", "type", "type:", "kind:x", "type:a b"]),
         (options.users, ["", "1:2", "a:1:1", "1:1:0", "-1:1:1", "4294967295:0:1", "1:2:3:4"]),
-        (lambda text: options.network(text, None, None, None), ["", "bridged", "ns:", "ns:rel"]),
-        (lambda text: options.network("bridge", None, None, text), ["x", "01:00:00:00:00:01"]),
+        (
+            lambda text: network_options.network(text, None, None, None),
+            ["", "bridged", "ns:", "ns:rel"],
+        ),
+        (
+            lambda text: network_options.network("bridge", None, None, text),
+            ["x", "01:00:00:00:00:01"],
+        ),
         (lambda text: options.namespaces([text], [], "bridge"), ["", "disk"]),
         (lambda text: options.namespaces([], [text], "bridge"), ["ipc", "ipc:", "ipc:x", "x:/y"]),
         (lambda text: options.capability(text, "--cap-add", ["CAP_CHOWN"]), ["", "fly"]),
@@ -174,7 +183,7 @@ def test_bad_values_are_refused(read: Callable[[str], object], bad: list[str]) -
 
 @given(st.text(max_size=20))
 def test_no_text_breaks_a_reader(text: str) -> None:
-    readers = (options.ulimit, options.volume, options.tmpfs, options.hostname)
+    readers = (limit_options.ulimit, options.volume, options.tmpfs, options.hostname)
     for read in (*readers, lambda each: options.sysctls([each])):
         with contextlib.suppress(UsageError):
             read(text)
@@ -183,8 +192,8 @@ def test_no_text_breaks_a_reader(text: str) -> None:
 def test_volumes_limits_and_capabilities() -> None:
     assert options.volume("/tmp:/x:ro,local") == Volume("/tmp", "/x", readonly=True, local=True)
     assert options.bind(Volume("/tmp", "/x", readonly=True)).options == ("rbind", "rprivate", "ro")
-    assert options.ulimit("nofile=10:20") == Rlimit("RLIMIT_NOFILE", 10, 20)
-    assert options.ulimit("core=-1").hard == 2**64 - 1
+    assert limit_options.ulimit("nofile=10:20") == Rlimit("RLIMIT_NOFILE", 10, 20)
+    assert limit_options.ulimit("core=-1").hard == 2**64 - 1
     assert {"CAP_CHOWN"} == options.capability("chown", "--cap-add", ["CAP_CHOWN", "CAP_KILL"])
 
 
@@ -203,6 +212,13 @@ def test_users_are_ranges_of_the_hosts() -> None:
     assert options.users(options.USERS) == options.users("auto")
 
 
+def test_a_context_of_selinux_is_podmans_but_for_the_parts_that_are_given() -> None:
+    assert options.selinux([]) is None
+    assert options.selinux(["type:mine_t", "disable"]) is None
+    assert options.selinux(["type:mine_t"]) == "system_u:system_r:mine_t:s0"
+    assert options.selinux(["level:s0:c1,c2"]) == "system_u:system_r:container_t:s0:c1,c2"
+
+
 def test_namespaces_are_new_shared_or_joined() -> None:
     found = options.namespaces(["pid,mnt"], ["ipc:/proc/1/ns/ipc"], "host")
     kinds = {each.kind: each.path for each in found}
@@ -215,14 +231,14 @@ def test_namespaces_are_new_shared_or_joined() -> None:
 
 def test_an_address_goes_with_a_bridge() -> None:
     with pytest.raises(UsageError, match="--net bridge only"):
-        options.network("none", None, "10.0.0.1", None)
+        network_options.network("none", None, "10.0.0.1", None)
 
 
 def test_ports_are_read_as_podman_reads_them() -> None:
-    assert options.port("8080:80") == Port(8080, 80)
-    assert options.port("127.0.0.1:53:5353/udp") == Port(53, 5353, "udp", "127.0.0.1")
-    assert options.port("[::1]:1:2/tcp") == Port(1, 2, "tcp", "::1")
-    assert options.port("8080:80").host_ip is None
+    assert network_options.port("8080:80") == Port(8080, 80)
+    assert network_options.port("127.0.0.1:53:5353/udp") == Port(53, 5353, "udp", "127.0.0.1")
+    assert network_options.port("[::1]:1:2/tcp") == Port(1, 2, "tcp", "::1")
+    assert network_options.port("8080:80").host_ip is None
 
 
 @pytest.mark.parametrize(
@@ -231,32 +247,32 @@ def test_ports_are_read_as_podman_reads_them() -> None:
 )
 def test_what_is_no_port_is_refused(bad: str) -> None:
     with pytest.raises(UsageError, match="-p"):
-        options.port(bad)
+        network_options.port(bad)
 
 
 def test_a_port_of_the_host_is_given_once() -> None:
-    assert len(options.ports(["80:80", "80:80/udp"])) == 2
+    assert len(network_options.ports(["80:80", "80:80/udp"])) == 2
     with pytest.raises(UsageError, match="twice"):
-        options.ports(["80:80", "80:81"])
+        network_options.ports(["80:80", "80:81"])
 
 
 def test_rates_are_bits_a_second() -> None:
-    assert options.bandwidth("1.5mbit") == 1_500_000
+    assert amounts.bandwidth("1.5mbit") == 1_500_000
     for bad in ("10", "10mb", "1kbit", "inf", "-1mbit", "999gbit"):
         with pytest.raises(UsageError):
-            options.bandwidth(bad)
+            amounts.bandwidth(bad)
 
 
 def test_ports_and_rates_need_a_cable() -> None:
     with pytest.raises(UsageError, match="--net bridge only"):
-        options.network("host", None, None, None, published=["80:80"])
+        network_options.network("host", None, None, None, published=["80:80"])
     with pytest.raises(UsageError, match="--net bridge only"):
-        options.network("none", None, None, None, rate="1mbit")
+        network_options.network("none", None, None, None, rate="1mbit")
 
 
 def changed(old: Resources, **given: object) -> tuple[Resources, Resources]:
-    words = argparse.Namespace(**{**dict.fromkeys(options.LIMITS), **given})
-    return options.changed_resources(old, words)
+    words = argparse.Namespace(**{**dict.fromkeys(limit_options.LIMITS), **given})
+    return limit_options.changed_resources(old, words)
 
 
 def test_an_update_sets_what_is_given_and_keeps_the_rest() -> None:

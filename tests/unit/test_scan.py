@@ -30,6 +30,7 @@ INIT = Process(10, "init", namespaces=OURS)
 ROOT = Mounted(7, 1, 0x20, "/", "/", "overlay")
 READ_ONLY = Mounted(7, 1, 0x20, "/", "/", "overlay", read_only=True)
 OVER = Mounted(8, 7, 0x21, "/", "/t", "tmpfs")
+GROUP = Mounted(9, 7, 0x22, "/", "/sys/fs/cgroup/cpu", "cgroup")
 PLAIN = Sight(init=10, processes=(INIT,), mounts=(ROOT,), memory_device=1)
 BLOCKS, CHOICE, NOTE = Severity.BLOCKS, Severity.CHOICE, Severity.NOTE
 
@@ -77,6 +78,15 @@ FOUND = [
     ("device", BLOCKS, with_child(mapped=("/dev/nvidia0",))),
     ("deleted-file", BLOCKS, with_opened(file("/a (deleted)", names=0, bytes=GHOST_LIMIT + 1))),
     ("lost-mount", BLOCKS, with_opened(file(mount=8))),
+    (
+        "cgroup-file",
+        BLOCKS,
+        with_opened(
+            file("/sys/fs/cgroup/cpu/cpu.stat", mount=9),
+            mounts=(ROOT, GROUP),
+            left_out=("/sys/fs/cgroup",),
+        ),
+    ),
     ("inotify", BLOCKS, with_opened(inotify(0x20))),
     ("namespace", BLOCKS, with_child(namespaces={**OURS, "uts": "uts:[2]"})),
     ("namespace", BLOCKS, with_child(namespaces={**OURS, "time": "time:[2]"})),

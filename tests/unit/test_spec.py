@@ -41,6 +41,8 @@ def rich_spec() -> Spec:
             rlimits=(Rlimit("RLIMIT_NOFILE", 100, 200),),
             terminal=True,
             cwd="/srv",
+            apparmor_profile="mine",
+            selinux_label="u:r:t:s0",
         ),
         namespaces=(*base.namespaces, Namespace("user")),
         uid_mappings=(IdMapping(0, 100000, 65536),),

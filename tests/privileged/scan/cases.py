@@ -53,6 +53,11 @@ def go_on():
 
 CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "plain": ("", "", ()),
+    "a file of its cgroup": (
+        "cgroup-file",
+        "import glob\nkept.append(open(glob.glob('/sys/fs/cgroup/**/cgroup.procs', recursive=True)[0]))",
+        (),
+    ),
     "io_uring": (
         "io_uring",
         "kept.append(syscall(425, 4, ctypes.create_string_buffer(120)))",
