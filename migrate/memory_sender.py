@@ -5,15 +5,15 @@
     source                                        target
     rounds, while it runs       ── EARLY ──▶      lie aside
     ═══ frozen ═══
-                                ◀─ ATTACHED ─     its processes are restored, and can be filled
-    the page of an address      ◀─ WANTED ──      a process waits for it
+    all pages, one behind the other ─ FINAL ─▶    lie aside for good; or "the same as lies aside"
+                                ◀─ ATTACHED ─     its processes are restored: put in place
+    the page of an address      ◀─ WANTED ──      a process waits for it, and it was not sent yet
                                 ── FINAL ──▶      put in place, at once
-    all pages, one behind the other ─ FINAL ─▶    put in place; or "the same as lies aside"
                                 ◀─ TAKEN ───      so much of it is dealt with
 
-Never more than a window of bytes is on its way, so a wanted page waits behind little. One thread
-reads and leaves out what need not go, a pool compresses, one sends, one hears; all end with the
-conversation.
+Older targets are sent nothing FINAL before they are ATTACHED. Never more than a window of bytes is
+on its way, so a wanted page waits behind little. One thread reads and leaves out what need not go,
+a pool compresses, one sends, one hears; all end with the conversation.
 """
 
 from __future__ import annotations
@@ -85,16 +85,19 @@ class MemorySender:
         failed: Callable[[BaseException], None] = lambda _: None,
         *,
         limit: float | None = None,
+        ahead: bool = False,
         after: MemorySender | None = None,
     ) -> None:
         """Take over a conversation that has just begun; ``conclude`` waits for its reply.
 
         ``failed`` is told, in a thread of ours, what ended the conversation once it is frozen.
-        ``limit`` is the bytes a second that it may send. ``after`` is one that was cut, and closed:
+        ``limit`` is the bytes a second that it may send. ``ahead`` says that the target takes FINAL
+        pages before it has processes for them. ``after`` is one that was cut, and closed:
         what its target has taken does not go again if it is still there.
         """
         self.sent: Sent = Sent() if after is None else after.sent
         self._speaker = speaker
+        self._ahead = ahead
         self._conclude = conclude
         self._tell_failed = failed
         self._known = KnownPages() if after is None else after._confirmed()
@@ -218,7 +221,7 @@ class MemorySender:
 
     def wait(self) -> m.PagesTaken:
         """Wait until the target has all of it and nothing is missing there."""
-        self._await(lambda: self._work is None or self._complete)
+        self._await(lambda: (self._work is None and self._attached) or self._complete)
         # The thread that reads may be amid a page that is wanted; after that nothing is.
         with self._changed:
             self._ends = True
@@ -356,7 +359,7 @@ class MemorySender:
         """Send all pages of all processes, a batch at each step."""
         self.sent.turn, self.sent.looked = self.sent.turn + 1, 0
         if stage is Stage.FINAL:
-            while not (self._attached or self._complete):
+            while not (self._ahead or self._attached or self._complete):
                 with self._changed:
                     self._changed.wait_for(
                         lambda: self._attached or self._complete or self._ended or self._wanted
