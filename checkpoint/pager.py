@@ -345,9 +345,14 @@ class Pager:
             raise ProtocolError(f"pages at {address:#x} were never sent")
         with self._placing:
             self._ready.add(Ready(inner, address, length, content))
-            if (inner, address) in self._waited:  # an answer begins with what was wanted
-                self._waited.remove((inner, address))
-                self._urgent.append(Ready(inner, address, PAGE, content))
+            # These may have been on their way already when they were asked for.
+            for at in [
+                at
+                for process, at in self._waited
+                if process == inner and address <= at < address + length
+            ]:
+                self._waited.remove((inner, at))
+                self._urgent.append(Ready(inner, at, PAGE, content))
             self._placing.notify_all()
 
     def _place_ready(self) -> None:

@@ -440,13 +440,11 @@ class MemorySender:
         """Say of each page whether its content must go; remember it if it does."""
         if stage is Stage.FINAL and not self._known:
             return np.where(zero_pages(view), np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
-        hashes = self._known.hashes(view)
-        zeros = self._known.zeros(hashes)
-        kinds = np.where(zeros, np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
-        kinds[self._known.unchanged(inner, addresses, hashes) & ~zeros] = Kind.SAME
+        seen = self._known.compare(inner, addresses, view)
+        kinds = np.where(seen.zeros, np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
+        kinds[seen.unchanged] = Kind.SAME
         if stage is Stage.EARLY:
-            changed = kinds == Kind.CONTENT
-            self._known.learn(inner, addresses[changed], hashes[changed])
+            self._known.learn(inner, addresses, seen)
         return kinds
 
     def _take_buffer(self) -> bytearray:
