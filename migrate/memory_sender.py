@@ -40,7 +40,7 @@ from pymigrate.migrate.batching import (
 from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
 from pymigrate.runtime.errors import MigrationError
-from pymigrate.runtime.memory import Memories, Memory
+from pymigrate.runtime.memory import Area, Memories, Memory
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import PATIENCE, Speaker
@@ -118,6 +118,7 @@ class MemorySender:
         self._all_read = False
         self._end_said = False
         self._frozen = False
+        self._traced = False
         self._ended = False
         self._attached = False
         self._complete = False
@@ -174,16 +175,26 @@ class MemorySender:
         self.sent.sending += time.monotonic() - started
         return self.sent.early - before
 
-    def freeze(self, pids: Sequence[int]) -> None:
+    def freeze(self, pids: Sequence[int], *, traced: bool = False) -> None:
         """From now on what is wanted is sent: the processes are frozen.
+
+        ``traced`` says that CRIU is about to write them down. Until `release` memory that can be
+        executed is not looked at: there CRIU may have put an instruction of its own.
 
         Raises what ended the conversation, if it has ended.
         """
         with self._changed:
             self._frozen = True
+            self._traced = traced
             self._check()
             self._memories.close()
             self._memories = Memories.of(pids)
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        """Look at all memory from now on: CRIU is done with the processes."""
+        with self._changed:
+            self._traced = False
             self._changed.notify_all()
 
     def begin(self) -> None:
@@ -366,15 +377,27 @@ class MemorySender:
                     )
                 yield
             yield from self._walk_hot()
-        for memory in memories.by_inner.values():
-            for area in memory.areas():
-                for ranges in batches(memory.pages(area)):
-                    if self._complete:
-                        return
-                    addresses = addresses_of(ranges)
-                    self._send_pages(memory, addresses, stage)
-                    self.sent.looked += len(addresses)
-                    yield
+        areas = [(each, area) for each in memories.by_inner.values() for area in each.areas()]
+        code = [place for place in areas if place[1].executable and self._traced]
+        yield from self._walk_areas([place for place in areas if place not in code], stage)
+        if code:
+            while self._traced and not self._complete:
+                with self._changed:
+                    self._changed.wait_for(
+                        lambda: not self._traced or self._complete or self._ended or self._wanted
+                    )
+                yield
+            yield from self._walk_areas(code, stage)
+
+    def _walk_areas(self, areas: Sequence[tuple[Memory, Area]], stage: Stage) -> Iterator[None]:
+        for memory, area in areas:
+            for ranges in batches(memory.pages(area)):
+                if self._complete:
+                    return
+                addresses = addresses_of(ranges)
+                self._send_pages(memory, addresses, stage)
+                self.sent.looked += len(addresses)
+                yield
 
     def _walk_hot(self) -> Iterator[None]:
         """Send what was written last: it will be needed first."""
@@ -382,7 +405,10 @@ class MemorySender:
             memory = self._memories.by_inner.get(inner)
             if memory is None or self._complete:
                 continue  # it has ended since
-            there = [bool(memory.has_page(int(address))) for address in addresses]
+            there = np.array([memory.has_page(int(each)) for each in addresses], np.bool_)
+            for area in memory.areas() if self._traced else ():
+                if area.executable:
+                    there &= (addresses < area.start) | (addresses >= area.end)
             self._send_pages(memory, addresses[there], Stage.FINAL)
             yield
 

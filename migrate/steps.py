@@ -329,9 +329,14 @@ class Freeze(_Step):
         move.discard_images()
         move.images.mkdir(mode=0o700)
         self.hold()
+        sender = move.memory_sender
+        if sender is not None:
+            sender.freeze(container.cgroup.pids(), traced=True)
+            if move.ahead:
+                sender.begin()  # while CRIU is at work: the more is there when the target runs
         move.dump = dump.hold(container, move.images, move.options, move.prepared)
-        if move.memory_sender is not None:
-            move.memory_sender.freeze(container.cgroup.pids())
+        if sender is not None:
+            sender.release()
         return {"inside_network": move.dump.manifest.inside}
 
     def undo(self) -> None:

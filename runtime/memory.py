@@ -56,7 +56,8 @@ class Area:
 
     start: int
     end: int
-    readable: bool
+    readable: bool = True
+    executable: bool = False
 
 
 def parse_maps(text: str) -> list[Area]:
@@ -68,7 +69,7 @@ def parse_maps(text: str) -> list[Area]:
         if fields[1][3] != "p" or fields[4] != "0" or name.startswith(_KERNELS):
             continue
         start, _, end = fields[0].partition("-")
-        found.append(Area(int(start, 16), int(end, 16), fields[1][0] == "r"))
+        found.append(Area(int(start, 16), int(end, 16), fields[1][0] == "r", fields[1][2] == "x"))
     return found
 
 
