@@ -9,6 +9,8 @@ else knows, so a program cannot choose pages that collide.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -16,10 +18,15 @@ import xxhash
 PAGE = 4096
 BLOCK = 512
 """Pages in a block, the unit in which hashes are kept: 2 MiB of addresses."""
+GROUP = 16
+"""Pages that have a hash together: 64 KiB of addresses."""
 
 Addresses = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Hashes = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+_NONE: Indices = np.zeros(0, np.int64)
 
 
 def zero_pages(content: memoryview) -> Flags:
@@ -28,41 +35,75 @@ def zero_pages(content: memoryview) -> Flags:
     return np.asarray(~words.any(axis=1))
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Pages as they were looked at; ``unchanged`` are those that are no zeros."""
+
+    zeros: Flags
+    unchanged: Flags
+    hashes: Hashes
+    firsts: Indices  # of which page on a whole group is there
+    groups: Hashes  # of each of these
+
+
+class _Block:
+    """What was sent of 2 MiB of addresses; zero is not known."""
+
+    def __init__(self) -> None:
+        self.pages: Hashes = np.zeros((BLOCK, 2), np.uint64)
+        self.groups: Hashes = np.zeros((BLOCK // GROUP, 2), np.uint64)
+
+
 class KnownPages:
-    """The hashes of what was sent, by process and address. For one thread."""
+    """The hashes of what was sent, by process and address. For one thread.
+
+    Where 16 pages in a row are there, they also have a hash together: so what has not changed, as
+    most has not, is hashed once and compared once, and not page by page.
+    """
 
     def __init__(self) -> None:
         """Know nothing."""
         self._seed = secrets.randbits(64)
-        self._blocks: dict[tuple[int, int], Hashes] = {}
-        self._zero = self.hashes(memoryview(bytes(PAGE)))[0]
+        self._blocks: dict[tuple[int, int], _Block] = {}
+        self._zero = self._digests(memoryview(bytes(PAGE)), [0], PAGE)[0]
 
     def __bool__(self) -> bool:
         """Say whether anything is known."""
         return bool(self._blocks)
 
-    def hashes(self, content: memoryview) -> Hashes:
-        """Return the hash of each page; none is zero in both halves."""
+    def _digests(self, content: memoryview, offsets: Sequence[int], size: int) -> Hashes:
+        """Return the hashes of pieces of the content; none is zero in both halves."""
         digest, seed = xxhash.xxh3_128_digest, self._seed
-        packed = b"".join(
-            [digest(content[at : at + PAGE], seed) for at in range(0, len(content), PAGE)]
-        )
+        packed = b"".join([digest(content[at : at + size], seed) for at in offsets])
         found = np.frombuffer(packed, np.uint64).reshape(-1, 2).copy()
         found[:, 0] |= 1  # zero in both is "not known"
         return found
 
-    def zeros(self, hashes: Hashes) -> Flags:
-        """Say of each hash whether it is that of a page of zeros."""
-        return np.asarray((hashes == self._zero).all(axis=1))
-
-    def unchanged(self, inner: int, addresses: Addresses, hashes: Hashes) -> Flags:
-        """Say of each page whether it is what was sent for it."""
-        result = np.zeros(len(addresses), np.bool_)
-        for block, which, slots in _split(addresses):
+    def compare(self, inner: int, addresses: Addresses, content: memoryview) -> Compared:
+        """Look at pages, whose addresses ascend, and say which are what was sent for them."""
+        count = len(addresses)
+        hashes = np.zeros((count, 2), np.uint64)
+        unchanged = np.zeros(count, np.bool_)
+        firsts = _whole_groups(addresses)
+        groups = self._digests(content, (firsts * PAGE).tolist(), GROUP * PAGE)
+        for block, which, slots in _split(addresses[firsts]):
             known = self._blocks.get((inner, block))
             if known is not None:
-                result[which] = (known[slots] == hashes[which]).all(axis=1)
-        return result
+                numbers = slots // GROUP
+                same = (known.groups[numbers] == groups[which]).all(axis=1)
+                places = (firsts[which][same][:, None] + np.arange(GROUP)).ravel()
+                hashes[places] = known.pages.reshape(-1, GROUP, 2)[numbers[same]].reshape(-1, 2)
+                unchanged[places] = True
+        rest = np.flatnonzero(~unchanged)
+        if len(rest):
+            hashes[rest] = self._digests(content, (rest * PAGE).tolist(), PAGE)
+            for block, which, slots in _split(addresses[rest]):
+                known = self._blocks.get((inner, block))
+                if known is not None:
+                    same = (known.pages[slots] == hashes[rest[which]]).all(axis=1)
+                    unchanged[rest[which]] = same
+        zeros = np.asarray((hashes == self._zero).all(axis=1))
+        return Compared(zeros, unchanged & ~zeros, hashes, firsts, groups)
 
     def processes(self) -> list[int]:
         """List the processes of which anything was known."""
@@ -73,20 +114,30 @@ class KnownPages:
         for block, _, slots in _split(addresses):
             known = self._blocks.get((inner, block))
             if known is not None:
-                known[slots] = 0
+                known.pages[slots] = 0
+                known.groups[slots // GROUP] = 0
 
     def forget_process(self, inner: int) -> None:
         """Take back all that was learned of a process."""
         for key in [key for key in self._blocks if key[0] == inner]:
             del self._blocks[key]
 
-    def learn(self, inner: int, addresses: Addresses, hashes: Hashes) -> None:
-        """Remember what was sent."""
+    def learn(self, inner: int, addresses: Addresses, seen: Compared) -> None:
+        """Remember that all of this is sent, or was before; zeros need no sending."""
         for block, which, slots in _split(addresses):
-            key = (inner, block)
-            if key not in self._blocks:
-                self._blocks[key] = np.zeros((BLOCK, 2), np.uint64)
-            self._blocks[key][slots] = hashes[which]
+            known = self._blocks.setdefault((inner, block), _Block())
+            known.pages[slots] = seen.hashes[which]
+            known.groups[slots // GROUP] = 0  # or it would still vouch for what was there before
+        for block, which, slots in _split(addresses[seen.firsts]):
+            self._blocks[inner, block].groups[slots // GROUP] = seen.groups[which]
+
+
+def _whole_groups(addresses: Addresses) -> Indices:
+    """Return where groups begin of which every page is there; the addresses ascend."""
+    numbers = addresses // PAGE
+    firsts = np.flatnonzero(numbers[: 1 - GROUP] % GROUP == 0) if len(numbers) >= GROUP else _NONE
+    whole = numbers[firsts + (GROUP - 1)] == numbers[firsts] + (GROUP - 1)
+    return np.asarray(firsts[whole])
 
 
 def _split(addresses: Addresses) -> list[tuple[int, slice, Addresses]]:

@@ -2,9 +2,10 @@
 
 CRIU gives us a userfaultfd for each process, by a socket in its work directory; so a restore is
 complete, and its processes may run, while their memory is still on its way. The pager hears which
-pages they wait for and tells whoever has them (`wanted`); what arrives is put in place by `fill`,
-`zero` and `same`. Pages that arrived before there were processes lie aside (`put_aside`) until it
-is said that they still hold (`same`); also if the line is cut, and another pager goes on.
+pages they wait for and tells whoever has them (`wanted`); what arrives is put in place by `fill`
+and `zero`. Pages that arrived before there were processes lie aside (`put_aside`), also if the line
+is cut and another pager goes on. Once it is said that they hold (`settle`), which may be before the
+restore, they need nobody else: what is waited for of them is put in place at once, then the rest.
 
 Memory that nobody fills would read as zeros as soon as the last userfaultfd is closed. So each is
 also given to a keeper (the container's supervisor): if we are killed, the processes wait, and the
@@ -25,13 +26,15 @@ import selectors
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
+from pymigrate.checkpoint.space import Space
 from pymigrate.runtime import syscalls, userfault
 from pymigrate.runtime.errors import NoSpace, ProtocolError, RestoreFailed
 from pymigrate.runtime.userfault import Changing, Event, Gone
@@ -43,6 +46,10 @@ _PID = struct.Struct("=i")
 _FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
 _PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 _STEP = 1 << 20  # bytes that are copied at once
+_PIECE = (
+    256 << 10
+)  # bytes of what is ready that are put in place at once: who waits, waits for them
+_AROUND = 64 << 10  # bytes that are put in place with a page that is ready and waited for
 _ASIDE = "aside-"  # and a PID: what the keeper calls the files of what came early
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
 
@@ -60,51 +67,16 @@ class Keeper(Protocol):
         """Close all that is held."""
 
 
-@dataclass
-class Space:
-    """The memory of one process: whose memory it is made from, and what was moved in it since."""
-
-    name: str
-    fd: int
-    inner: int
-    moves: list[tuple[int, int, int]] = field(default_factory=list)  # from, to, bytes
-    gone: bool = False
-
-    def places(self, address: int, length: int) -> list[tuple[int, int, int]]:
-        """Say where a range belongs now: offset in the range, address, bytes."""
-        pieces = [(0, address, length)]
-        for origin, to, size in self.moves:
-            pieces = [part for piece in pieces for part in _moved(piece, origin, to, size)]
-        return pieces
-
-    def origin(self, address: int) -> int:
-        """Say which address of the source a page has come from."""
-        for origin, to, size in reversed(self.moves):
-            if to <= address < to + size:
-                address += origin - to
-        return address
-
-
-def _moved(
-    piece: tuple[int, int, int], origin: int, to: int, size: int
-) -> list[tuple[int, int, int]]:
-    offset, start, length = piece
-    begin, end = max(start, origin), min(start + length, origin + size)
-    if begin >= end:
-        return [piece]
-    parts = [
-        (offset, start, begin - start),
-        (offset + begin - start, begin + to - origin, end - begin),
-    ]
-    parts.append((offset + end - start, end, start + length - end))
-    return [part for part in parts if part[2]]
+class _Closed(Exception):
+    """The pager was closed before it had finished."""
 
 
 class Pager:
     """Fills the memory of one restored container.
 
-    `fill`, `zero`, `same`, `put_aside` and `finish` are for one thread; another one, ours, hears
-    the processes. ``wanted(inner, address)`` and ``attached(count)`` are called in ours.
+    `fill`, `zero`, `settle`, `put_aside` and `finish` are for one thread; of ours, one hears the
+    processes, one puts in place what is ready. ``wanted(inner, address)`` and ``attached(count)``
+    are called in ours.
     """
 
     def __init__(
@@ -121,9 +93,9 @@ class Pager:
 
         ``failed`` is called, in our thread, when there is something for `check` to raise.
         """
-        self.filled = 0  # pages put in place
-        self.held = 0  # of these, lay aside before
+        self.held = 0  # pages put in place that lay aside before
         self.faults = 0  # times that a process waited
+        self._filled = 0  # pages put in place as they came
         self._directory = directory
         self._keeper = keeper
         self._wanted = wanted
@@ -136,12 +108,20 @@ class Pager:
         self._changing = threading.Lock()
         self._failure: BaseException | None = None
         self._count = 0
+        self._ready = ReadyPages(room // PAGE)
+        self._waited: set[tuple[int, int]] = set()  # pages that are not ready yet
+        self._urgent: deque[Ready] = deque()
+        self._placing = threading.Condition()
+        self._is_attached = False
+        self._is_ending = False
         self._selector = selectors.PollSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._hear, name="pager", daemon=True)
+        self._placer = threading.Thread(target=self._place_ready, name="pager-placer", daemon=True)
         self._resume_or_listen()
         self._thread.start()
+        self._placer.start()
 
     # The processes.
 
@@ -156,7 +136,7 @@ class Pager:
                 inner, moves = document.get(name, (0, []))
                 self._add(Space(name, fd, inner, [tuple(move) for move in moves]))
             self._count = len(kept)
-            self._attached(self._count)
+            self._attach()
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -222,11 +202,23 @@ class Pager:
             raise ProtocolError("criu's words to its pager were cut")
         (pid,) = _PID.unpack(data)
         if pid == _FINISHED:
-            self._attached(self._count)
+            self._attach()
         elif pid > 0:  # of a zombie, which has no memory, it is negative
             self._add(Space(str(self._count), _receive_descriptor(connection), pid))
             self._count += 1
             self._write_down()
+
+    def _attach(self) -> None:
+        """All memory is registered now: what is put in place before that could be passed over."""
+        with self._placing:
+            self._is_attached = True
+            self._placing.notify_all()
+        self._attached(self._count)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether all processes are there, and their memory can be filled."""
+        return self._is_attached
 
     def _add(self, space: Space) -> None:
         os.set_blocking(space.fd, False)
@@ -253,8 +245,13 @@ class Pager:
                     else:
                         key.data(key.fileobj)
         except BaseException as error:
-            self._failure = error  # raised by `check`, in the thread that fills
-            self._failed()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error  # raised by `check`, in the thread that fills
+        self._failed()
+        with self._placing:
+            self._placing.notify_all()
 
     def _read_messages(self, space: Space) -> None:
         """Do what the messages ask for; a change of memory is over before anything is filled.
@@ -271,7 +268,17 @@ class Pager:
                     self._change(space, message)
         for address in wanted:
             self.faults += 1
-            self._wanted(space.inner, address)
+            with self._placing:
+                # Before all memory is registered, a page beside this one could be passed over.
+                most = _AROUND if self._is_attached else PAGE
+                ready = self._ready.find(space.inner, address, most)
+                if ready is None:
+                    self._waited.add((space.inner, address))
+                else:
+                    self._urgent.append(ready)
+                    self._placing.notify_all()
+            if ready is None:
+                self._wanted(space.inner, address)
 
     def _change(self, space: Space, message: userfault.Message) -> None:
         if message.event == Event.FORK:
@@ -308,13 +315,20 @@ class Pager:
     def fill(self, inner: int, address: int, content: memoryview) -> None:
         """Put pages in place, wherever they belong by now."""
         source = int(np.frombuffer(content, np.uint8).ctypes.data)
+        self._waited.discard((inner, address))
         self._place_in_all(inner, address, len(content), source)
-        self.filled += len(content) // PAGE
+        self._filled += len(content) // PAGE
 
     def zero(self, inner: int, address: int, length: int) -> None:
         """Put pages of zeros in place."""
+        self._waited.discard((inner, address))
         self._place_in_all(inner, address, length, None)
-        self.filled += length // PAGE
+        self._filled += length // PAGE
+
+    @property
+    def filled(self) -> int:
+        """Pages put in place so far."""
+        return self._filled + self.held
 
     @property
     def is_alone(self) -> bool:
@@ -322,17 +336,66 @@ class Pager:
         with self._changing:
             return bool(self._spaces) and all(each.gone for each in self._spaces)
 
-    def same(self, inner: int, address: int, length: int) -> None:
-        """Put pages in place that lie aside. Raises ProtocolError if they do not."""
-        for at in range(address, address + length, _STEP):
-            size = min(_STEP, address + length - at)
-            content = os.pread(self._aside[inner], size, at) if inner in self._aside else b""
-            if len(content) != size:
-                raise ProtocolError(f"pages at {at:#x} were never sent")
-            self.fill(inner, at, memoryview(content))
-            # So that the memory of a container is not there twice in the end.
-            syscalls.fallocate(self._aside[inner], _PUNCH, at, size)
-        self.held += length // PAGE
+    def settle(self, inner: int, address: int, length: int, content: Content) -> None:
+        """Say that pages which lie aside, or are zeros, hold for good: we put them in place.
+
+        Raises ProtocolError if nothing of that process lies aside; `check` does for single pages.
+        """
+        if content is Content.ASIDE and inner not in self._aside:
+            raise ProtocolError(f"pages at {address:#x} were never sent")
+        with self._placing:
+            self._ready.add(Ready(inner, address, length, content))
+            # These may have been on their way already when they were asked for.
+            for at in [
+                at
+                for process, at in self._waited
+                if process == inner and address <= at < address + length
+            ]:
+                self._waited.remove((inner, at))
+                self._urgent.append(Ready(inner, at, PAGE, content))
+            self._placing.notify_all()
+
+    def _place_ready(self) -> None:
+        """Put in place what is ready, what is waited for first; ends when asked to and done."""
+        buffer = memoryview(bytearray(_PIECE))
+        try:
+            while self._failure is None:
+                urgent = run = None
+                with self._placing:
+                    if self._urgent:
+                        urgent = self._urgent.popleft()
+                    elif self._is_attached:
+                        run = self._ready.take(_PIECE)
+                    if urgent is None and run is None:
+                        if self._is_ending:
+                            return
+                        self._placing.wait()
+                if urgent is not None:
+                    self._put(urgent, buffer)
+                elif run is not None:
+                    self._put(run, buffer)
+                    if run.content is Content.ASIDE:
+                        # So that the memory of a container is not there twice in the end.
+                        fd = self._aside[run.inner]
+                        syscalls.fallocate(fd, _PUNCH, run.address, run.length)
+                    self.held += run.length // PAGE
+        except BaseException as error:
+            self._fail(error)
+
+    def _put(self, run: Ready, buffer: memoryview) -> None:
+        """Put pages in place that are ready.
+
+        What was in place already stays as it is: so pages that were waited for may come once more
+        with the rest, though nothing lies aside of them by then.
+        """
+        if run.content is Content.ZERO:
+            self._place_in_all(run.inner, run.address, run.length, None)
+            return
+        view = buffer[: run.length]
+        if os.preadv(self._aside[run.inner], [view], run.address) != run.length:
+            raise ProtocolError(f"pages at {run.address:#x} were never sent")
+        source = int(np.frombuffer(view, np.uint8).ctypes.data)
+        self._place_in_all(run.inner, run.address, run.length, source)
 
     def _place_in_all(self, inner: int, address: int, length: int, source: int | None) -> None:
         """Place a range in every process made from this one.
@@ -373,6 +436,13 @@ class Pager:
 
     def finish(self) -> None:
         """Let go: everything is in place, and what is still absent is zeros."""
+        with self._placing:
+            # Whoever says that all was sent before the restore has sent something else.
+            if not self._is_attached:
+                raise ProtocolError("the memory ended before there were processes that have it")
+            self._is_ending = True
+            self._placing.notify_all()
+        self._placer.join()  # first: it needs to be told of changes
         self._stop()
         self.check()
         self._keeper.drop_kept()
@@ -385,10 +455,18 @@ class Pager:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
 
+    def _stop_placing(self) -> None:
+        """Have nothing more put in place."""
+        self._failure = self._failure or _Closed()
+        with self._placing:
+            self._placing.notify_all()
+        self._placer.join()
+
     def close(self) -> None:
         """Go away without having finished; the processes wait for the next pager."""
         if self._wake < 0:
             return
+        self._stop_placing()
         self._stop()
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from pymigrate.migrate.plan import INSIDE, ContainerFacts, HostFacts
+from pymigrate.migrate.plan import AHEAD, INSIDE, ContainerFacts, HostFacts
 from pymigrate.runtime import cgroups_v2, labels, userfault
 from pymigrate.runtime.capabilities import NAMES
 from pymigrate.runtime.cgroups_layout import Layout
@@ -140,7 +140,7 @@ def _features() -> frozenset[str]:
         found.add("lazy-memory")
     if _has_udp_lite():
         found.add("udp-lite")
-    found.add(INSIDE)
+    found |= {INSIDE, AHEAD}
     return frozenset(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pymigrate.checkpoint.pager import Pager
+from pymigrate.checkpoint.ready_pages import Content
 from pymigrate.migrate.incoming import Arriving
 from pymigrate.runtime.supervision import Supervision
 from pymigrate.transport import messages as m
@@ -57,11 +58,13 @@ def _take(pager: Pager, batch: Batch) -> None:
         if run.kind is Kind.CONTENT:
             content = batch.content[at : at + length]
             at += length
-            if batch.stage is Stage.EARLY:
-                pager.put_aside(batch.inner, run.address, content)
-            else:
+            if batch.stage is Stage.FINAL and pager.is_attached:
                 pager.fill(batch.inner, run.address, content)
+                continue
+            pager.put_aside(batch.inner, run.address, content)
+            if batch.stage is Stage.FINAL:
+                pager.settle(batch.inner, run.address, length, Content.ASIDE)
         elif batch.stage is Stage.FINAL and run.kind is Kind.ZERO:
-            pager.zero(batch.inner, run.address, length)
+            pager.settle(batch.inner, run.address, length, Content.ZERO)
         elif batch.stage is Stage.FINAL:
-            pager.same(batch.inner, run.address, length)
+            pager.settle(batch.inner, run.address, length, Content.ASIDE)

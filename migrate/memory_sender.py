@@ -5,15 +5,15 @@
     source                                        target
     rounds, while it runs       ── EARLY ──▶      lie aside
     ═══ frozen ═══
-                                ◀─ ATTACHED ─     its processes are restored, and can be filled
-    the page of an address      ◀─ WANTED ──      a process waits for it
+    all pages, one behind the other ─ FINAL ─▶    lie aside for good; or "the same as lies aside"
+                                ◀─ ATTACHED ─     its processes are restored: put in place
+    the page of an address      ◀─ WANTED ──      a process waits for it, and it was not sent yet
                                 ── FINAL ──▶      put in place, at once
-    all pages, one behind the other ─ FINAL ─▶    put in place; or "the same as lies aside"
                                 ◀─ TAKEN ───      so much of it is dealt with
 
-Never more than a window of bytes is on its way, so a wanted page waits behind little. One thread
-reads and leaves out what need not go, a pool compresses, one sends, one hears; all end with the
-conversation.
+Older targets are sent nothing FINAL before they are ATTACHED. Never more than a window of bytes is
+on its way, so a wanted page waits behind little. One thread reads and leaves out what need not go,
+a pool compresses, one sends, one hears; all end with the conversation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pymigrate.migrate.batching import (
 from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
 from pymigrate.runtime.errors import MigrationError
-from pymigrate.runtime.memory import Memories, Memory
+from pymigrate.runtime.memory import Area, Memories, Memory
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import PATIENCE, Speaker
@@ -85,16 +85,19 @@ class MemorySender:
         failed: Callable[[BaseException], None] = lambda _: None,
         *,
         limit: float | None = None,
+        ahead: bool = False,
         after: MemorySender | None = None,
     ) -> None:
         """Take over a conversation that has just begun; ``conclude`` waits for its reply.
 
         ``failed`` is told, in a thread of ours, what ended the conversation once it is frozen.
-        ``limit`` is the bytes a second that it may send. ``after`` is one that was cut, and closed:
+        ``limit`` is the bytes a second that it may send. ``ahead`` says that the target takes FINAL
+        pages before it has processes for them. ``after`` is one that was cut, and closed:
         what its target has taken does not go again if it is still there.
         """
         self.sent: Sent = Sent() if after is None else after.sent
         self._speaker = speaker
+        self._ahead = ahead
         self._conclude = conclude
         self._tell_failed = failed
         self._known = KnownPages() if after is None else after._confirmed()
@@ -115,6 +118,7 @@ class MemorySender:
         self._all_read = False
         self._end_said = False
         self._frozen = False
+        self._traced = False
         self._ended = False
         self._attached = False
         self._complete = False
@@ -171,16 +175,26 @@ class MemorySender:
         self.sent.sending += time.monotonic() - started
         return self.sent.early - before
 
-    def freeze(self, pids: Sequence[int]) -> None:
+    def freeze(self, pids: Sequence[int], *, traced: bool = False) -> None:
         """From now on what is wanted is sent: the processes are frozen.
+
+        ``traced`` says that CRIU is about to write them down. Until `release` memory that can be
+        executed is not looked at: there CRIU may have put an instruction of its own.
 
         Raises what ended the conversation, if it has ended.
         """
         with self._changed:
             self._frozen = True
+            self._traced = traced
             self._check()
             self._memories.close()
             self._memories = Memories.of(pids)
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        """Look at all memory from now on: CRIU is done with the processes."""
+        with self._changed:
+            self._traced = False
             self._changed.notify_all()
 
     def begin(self) -> None:
@@ -218,7 +232,7 @@ class MemorySender:
 
     def wait(self) -> m.PagesTaken:
         """Wait until the target has all of it and nothing is missing there."""
-        self._await(lambda: self._work is None or self._complete)
+        self._await(lambda: (self._work is None and self._attached) or self._complete)
         # The thread that reads may be amid a page that is wanted; after that nothing is.
         with self._changed:
             self._ends = True
@@ -356,22 +370,34 @@ class MemorySender:
         """Send all pages of all processes, a batch at each step."""
         self.sent.turn, self.sent.looked = self.sent.turn + 1, 0
         if stage is Stage.FINAL:
-            while not (self._attached or self._complete):
+            while not (self._ahead or self._attached or self._complete):
                 with self._changed:
                     self._changed.wait_for(
                         lambda: self._attached or self._complete or self._ended or self._wanted
                     )
                 yield
             yield from self._walk_hot()
-        for memory in memories.by_inner.values():
-            for area in memory.areas():
-                for ranges in batches(memory.pages(area)):
-                    if self._complete:
-                        return
-                    addresses = addresses_of(ranges)
-                    self._send_pages(memory, addresses, stage)
-                    self.sent.looked += len(addresses)
-                    yield
+        areas = [(each, area) for each in memories.by_inner.values() for area in each.areas()]
+        code = [place for place in areas if place[1].executable and self._traced]
+        yield from self._walk_areas([place for place in areas if place not in code], stage)
+        if code:
+            while self._traced and not self._complete:
+                with self._changed:
+                    self._changed.wait_for(
+                        lambda: not self._traced or self._complete or self._ended or self._wanted
+                    )
+                yield
+            yield from self._walk_areas(code, stage)
+
+    def _walk_areas(self, areas: Sequence[tuple[Memory, Area]], stage: Stage) -> Iterator[None]:
+        for memory, area in areas:
+            for ranges in batches(memory.pages(area)):
+                if self._complete:
+                    return
+                addresses = addresses_of(ranges)
+                self._send_pages(memory, addresses, stage)
+                self.sent.looked += len(addresses)
+                yield
 
     def _walk_hot(self) -> Iterator[None]:
         """Send what was written last: it will be needed first."""
@@ -379,7 +405,10 @@ class MemorySender:
             memory = self._memories.by_inner.get(inner)
             if memory is None or self._complete:
                 continue  # it has ended since
-            there = [bool(memory.has_page(int(address))) for address in addresses]
+            there = np.array([memory.has_page(int(each)) for each in addresses], np.bool_)
+            for area in memory.areas() if self._traced else ():
+                if area.executable:
+                    there &= (addresses < area.start) | (addresses >= area.end)
             self._send_pages(memory, addresses[there], Stage.FINAL)
             yield
 
@@ -437,13 +466,11 @@ class MemorySender:
         """Say of each page whether its content must go; remember it if it does."""
         if stage is Stage.FINAL and not self._known:
             return np.where(zero_pages(view), np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
-        hashes = self._known.hashes(view)
-        zeros = self._known.zeros(hashes)
-        kinds = np.where(zeros, np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
-        kinds[self._known.unchanged(inner, addresses, hashes) & ~zeros] = Kind.SAME
+        seen = self._known.compare(inner, addresses, view)
+        kinds = np.where(seen.zeros, np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
+        kinds[seen.unchanged] = Kind.SAME
         if stage is Stage.EARLY:
-            changed = kinds == Kind.CONTENT
-            self._known.learn(inner, addresses[changed], hashes[changed])
+            self._known.learn(inner, addresses, seen)
         return kinds
 
     def _take_buffer(self) -> bytearray:

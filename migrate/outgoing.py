@@ -206,6 +206,7 @@ class Prepared:
         attempt = replace(self.attempt, mode=self.planned.mode, lazy=self.planned.lazy)
         move = attempt.move(self.peer, self.container)
         move.options = replace(move.options, inside=self.planned.inside)
+        move.ahead = self.planned.ahead
         move.memory, move.files = self.planned.memory, self.planned.files
         move.announce = self.report.announce
         self.report.counters = move.counters

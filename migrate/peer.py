@@ -62,10 +62,13 @@ class Peer:
         """Have streams take a TLS connection of their own; return why not, or ""."""
         return self._call(lambda client: client.open_data(self._id))
 
-    def open_memory(self, *, tls: bool, after: MemorySender | None = None) -> MemorySender:
+    def open_memory(
+        self, *, tls: bool, ahead: bool = False, after: MemorySender | None = None
+    ) -> MemorySender:
         """Open a connection of its own for the container's memory, and begin to speak on it.
 
-        It is closed by `close_memory`, and with this one; ``after`` is one that was cut.
+        It is closed by `close_memory`, and with this one; ``after`` is one that was cut. For
+        ``ahead`` see `MemorySender`.
         """
         from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
 
@@ -81,6 +84,7 @@ class Peer:
                 lambda: client.conclude(timeout=ANSWER_SECONDS),
                 self._without_memory,
                 limit=None if client.limit is None else client.limit.rate,
+                ahead=ahead,
                 after=after,
             )
             undo.callback(memory.close)

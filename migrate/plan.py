@@ -19,6 +19,10 @@ INSIDE = "criu-inside-network"
 """The feature of a target that restores by a CRIU in the container's own network namespace. An
 older one would do it by a CRIU in the host's, and put the container there."""
 
+AHEAD = "memory-ahead"
+"""The feature of a target that takes the frozen memory before it has processes for it. An older
+one would put pages where nothing is registered yet, and so lose them."""
+
 MIB = 1 << 20
 SPARE_BYTES = 64 * MIB
 """What a target must have left beyond what the container brings."""
@@ -96,6 +100,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     scan_seconds: float = 0.0
     inside: bool = False  # the target can restore what was written down inside its network
+    ahead: bool = False  # it takes the frozen memory before it has processes for it
 
     def to_document(self) -> dict[str, object]:
         """Return the plan as JSON, for ``--dry-run --json`` and the journal."""
@@ -164,6 +169,7 @@ def make_plan(
         notes=tuple(each.seen for each in obstacles if not each.fatal),
         scan_seconds=scan_seconds,
         inside=INSIDE in target.features,
+        ahead=AHEAD in target.features,
     )
 
 

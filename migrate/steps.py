@@ -65,6 +65,7 @@ class Move:
     data: str = ""
     mode: Mode = Mode.STOP
     lazy: bool = False
+    ahead: bool = False
     memory_sender: MemorySender | None = None
     taken: m.PagesTaken | None = None
     announce: Callable[[str], None] = lambda _: None
@@ -107,7 +108,9 @@ class Move:
         """Begin to speak about the memory, by the way that other data goes too."""
         if self.memory_sender is None or self.memory_sender.has_failed:
             cut = self.memory_sender
-            self.memory_sender = self.peer.open_memory(tls=self.data == "tls", after=cut)
+            self.memory_sender = self.peer.open_memory(
+                tls=self.data == "tls", ahead=self.ahead, after=cut
+            )
             self.memory_sender.await_pager()
         return self.memory_sender
 
@@ -326,9 +329,14 @@ class Freeze(_Step):
         move.discard_images()
         move.images.mkdir(mode=0o700)
         self.hold()
+        sender = move.memory_sender
+        if sender is not None:
+            sender.freeze(container.cgroup.pids(), traced=True)
+            if move.ahead:
+                sender.begin()  # while CRIU is at work: the more is there when the target runs
         move.dump = dump.hold(container, move.images, move.options, move.prepared)
-        if move.memory_sender is not None:
-            move.memory_sender.freeze(container.cgroup.pids())
+        if sender is not None:
+            sender.release()
         return {"inside_network": move.dump.manifest.inside}
 
     def undo(self) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from pymigrate.checkpoint import filling, lazily
 from pymigrate.checkpoint.memory_map import BLOCK, PAGE, Extent, PageFile, clipped
-from pymigrate.checkpoint.pager import SOCKET, Pager, Space
+from pymigrate.checkpoint.pager import SOCKET, Pager
+from pymigrate.checkpoint.space import Space
 from pymigrate.runtime import userfault
 from pymigrate.runtime.errors import NoSpace, RestoreFailed
 from pymigrate.runtime.userfault import Changing, Gone
@@ -85,23 +86,6 @@ def test_what_lies_aside_counts_for_the_next_pager_too(tmp_path: Path) -> None:
     with pytest.raises(NoSpace):
         after.put_aside(INNER, 0x2000, memoryview(bytes(PAGE)))
     after.close()
-    keeper.drop_kept()
-
-
-def test_what_was_put_in_place_does_not_lie_aside_any_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keeper = Keeper()
-    filler = pager(tmp_path, keeper)
-    filler.put_aside(INNER, 0x7000, memoryview(b"a" * 2 * PAGE))
-    placed: list[bytes] = []
-    monkeypatch.setattr(filler, "fill", lambda _i, _at, content: placed.append(bytes(content)))
-
-    filler.same(INNER, 0x7000, PAGE)
-
-    assert [b"a" * PAGE] == placed
-    assert PAGE == os.fstat(filler._aside[INNER]).st_blocks * 512
-    filler.close()
     keeper.drop_kept()
 
 

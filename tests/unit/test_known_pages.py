@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pymigrate.checkpoint.known_pages import BLOCK, PAGE, KnownPages, PageSet, zero_pages
+from pymigrate.checkpoint.known_pages import BLOCK, GROUP, PAGE, KnownPages, PageSet, zero_pages
 
 NUMBERS = st.sets(st.integers(0, 4 * BLOCK), min_size=1, max_size=40).map(sorted)
 
@@ -21,38 +22,73 @@ def contents(values: list[int]) -> memoryview:
     return memoryview(b"".join(bytes([value]) * PAGE for value in values))
 
 
-@given(NUMBERS, st.data())
-def test_a_page_is_unchanged_if_and_only_if_its_content_is(
-    numbers: list[int], data: st.DataObject
+# Each is there or not, and what is there is one of a few: also whole groups.
+MEMORY = st.lists(st.integers(0, 3), min_size=3 * GROUP, max_size=3 * GROUP).flatmap(
+    lambda some: st.sampled_from([some, [each or 1 for each in some], [2] * len(some)])
+)
+
+
+def pages_of(memory: list[int]) -> tuple[np.ndarray[tuple[int], np.dtype[np.uint64]], memoryview]:
+    """Return the pages of a memory: 0 is none, 3 is one of zeros."""
+    there = [number for number, value in enumerate(memory) if value]
+    return at(there), contents([memory[number] % 3 for number in there])
+
+
+@given(st.lists(MEMORY, min_size=2, max_size=4), st.integers(0, 2 * BLOCK))
+def test_a_page_is_unchanged_if_and_only_if_it_is_what_was_sent_last(
+    looks: list[list[int]], offset: int
 ) -> None:
-    bytes_ = st.lists(st.integers(1, 3), min_size=len(numbers), max_size=len(numbers))
-    before, after = data.draw(bytes_), data.draw(bytes_)
     known = KnownPages()
-    known.learn(7, at(numbers), known.hashes(contents(before)))
+    sent: dict[int, int] = {}
+    for memory in looks:
+        addresses, content = pages_of([0] * offset + memory)
+        seen = known.compare(7, addresses, content)
 
-    same = known.unchanged(7, at(numbers), known.hashes(contents(after)))
-
-    assert [old == new for old, new in zip(before, after, strict=True)] == same.tolist()
+        values = [memory[int(address) // PAGE - offset] for address in addresses]
+        expected = [
+            value != 3 and sent.get(int(address)) == value
+            for address, value in zip(addresses, values, strict=True)
+        ]
+        assert expected == seen.unchanged.tolist()
+        assert [value == 3 for value in values] == seen.zeros.tolist()
+        known.learn(7, addresses, seen)
+        sent |= dict(zip(map(int, addresses), values, strict=True))
 
 
 def test_nothing_is_known_of_other_processes_and_other_pages() -> None:
     known = KnownPages()
-    hashes = known.hashes(contents([1, 2]))
+    seen = known.compare(7, at([3, 4]), contents([1, 2]))
     assert not known
-    known.learn(7, at([3, 4]), hashes)
+    known.learn(7, at([3, 4]), seen)
 
     assert known
-    assert [False, False] == known.unchanged(8, at([3, 4]), hashes).tolist()
-    assert [False, True] == known.unchanged(7, at([2, 4]), hashes).tolist()
+    assert [False, False] == known.compare(8, at([3, 4]), contents([1, 2])).unchanged.tolist()
+    assert [False, True] == known.compare(7, at([2, 4]), contents([1, 2])).unchanged.tolist()
 
 
-def test_one_changed_bit_is_another_page() -> None:
+@pytest.mark.parametrize("forgotten", [0, GROUP // 2, GROUP - 1])
+def test_what_may_not_have_arrived_is_not_vouched_for_by_its_neighbours(forgotten: int) -> None:
     known = KnownPages()
-    page = bytearray(os.urandom(PAGE))
-    known.learn(1, at([0]), known.hashes(memoryview(page)))
-    page[-1] ^= 1
+    numbers = list(range(GROUP))
+    known.learn(7, at(numbers), known.compare(7, at(numbers), contents([1] * GROUP)))
+    known.forget(7, at([forgotten]))
 
-    assert [False] == known.unchanged(1, at([0]), known.hashes(memoryview(page))).tolist()
+    seen = known.compare(7, at(numbers), contents([1] * GROUP))
+
+    assert [number != forgotten for number in numbers] == seen.unchanged.tolist()
+
+
+@pytest.mark.parametrize("pages", [1, GROUP])
+def test_one_changed_bit_is_another_page(pages: int) -> None:
+    known = KnownPages()
+    numbers = at(list(range(pages)))
+    memory = bytearray(os.urandom(pages * PAGE))
+    known.learn(1, numbers, known.compare(1, numbers, memoryview(memory)))
+    memory[-1] ^= 1
+
+    seen = known.compare(1, numbers, memoryview(memory))
+
+    assert [*[True] * (pages - 1), False] == seen.unchanged.tolist()
 
 
 def test_only_pages_of_zeros_are_pages_of_zeros() -> None:

@@ -63,11 +63,11 @@ class Target(Speaker):
 
 @contextmanager
 def talking(
-    limit: float | None = None,
+    limit: float | None = None, *, ahead: bool = False
 ) -> Iterator[tuple[MemorySender, Target, list[BaseException]]]:
     target = Target()
     failures: list[BaseException] = []
-    sender = MemorySender(target, m.PagesTaken, failures.append, limit=limit)
+    sender = MemorySender(target, m.PagesTaken, failures.append, limit=limit, ahead=ahead)
     try:
         yield sender, target, failures
     finally:
@@ -116,6 +116,78 @@ def test_after_rounds_only_what_changed_goes_again(pid: int) -> None:
     assert sender.sent.content == 0
     assert sender.sent.same == sender.sent.early
     assert not any(len(batch.content) for batch in target.batches[early:])
+
+
+def test_a_target_that_keeps_it_is_sent_all_before_it_has_processes(pid: int) -> None:
+    with talking(ahead=True) as (sender, target, _):
+        sender.freeze([pid])
+        sender.begin()
+        sender._await(lambda: sender._has_gone)
+        sent = {at for batch in target.batches for at in addresses(batch)}
+
+        assert memory_of(pid).keys() <= sent
+        assert {Stage.FINAL} == {batch.stage for batch in target.batches}
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.wait()
+
+
+def test_a_target_that_would_lose_it_is_sent_nothing_before_it_has_processes(pid: int) -> None:
+    with talking() as (sender, target, _):
+        sender.freeze([pid])
+        sender.begin()
+        inner = inner_pid(pid)
+        target.news.put(pages.news(News.WANTED, inner=inner, value=ABSENT))
+        sender._await(lambda: bool(sender.sent.wanted) and sender._outbox.is_idle)
+        assert [ABSENT] == [at for batch in target.batches for at in addresses(batch)]
+
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.wait()
+        assert memory_of(pid).keys() <= {at for batch in target.batches for at in addresses(batch)}
+
+
+def sent(target: Target, since: int) -> set[int]:
+    """Return of which pages the batches from that one on are."""
+    return {at for batch in target.batches[since:] for at in addresses(batch)}
+
+
+CODE = """
+import ctypes, mmap
+a = mmap.mmap(-1, 1 << 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 7)
+a[:] = b"c" * len(a)
+print(ctypes.addressof(ctypes.c_char.from_buffer(a)), flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_code_is_not_looked_at_while_criu_is_in_it(rounds: int) -> None:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process,
+        talking(ahead=True) as (sender, target, _),
+    ):
+        assert process.stdout is not None
+        code = int(process.stdout.readline())
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        for _ in range(rounds):
+            sender.round([process.pid])  # after which what it sent is looked at first
+        early = len(target.batches)
+        sender.freeze([process.pid], traced=True)
+        sender.begin()
+        others = memory_of(process.pid).keys() - set(range(code, code + (1 << 16), pages.PAGE))
+        sender._await(lambda: others <= sent(target, early))
+        before = sent(target, early)
+        sender.release()
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.wait()
+        after = sent(target, early)
+        process.send_signal(signal.SIGCONT)
+        process.communicate(b"\n")
+
+    assert code not in before
+    assert code in after
 
 
 def test_a_wanted_page_is_sent_though_nothing_else_is(pid: int) -> None:

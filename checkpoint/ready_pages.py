@@ -1,0 +1,93 @@
+"""Pages that lie aside and will not change any more: which are put in place next.
+
+The source says of pages that they hold, or sends them for good, from its freeze on; the processes
+they belong to are restored some 100 ms later. So what is to be put in place then is remembered.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymigrate.checkpoint.known_pages import BLOCK, PAGE
+from pymigrate.runtime.errors import NoSpace
+
+_SPARE = 1024
+
+
+class Content(enum.IntEnum):
+    """Where the content of a page is."""
+
+    ASIDE = 1
+    ZERO = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Pages of one process that follow one another; both numbers in bytes."""
+
+    inner: int
+    address: int
+    length: int
+    content: Content
+
+
+class ReadyPages:
+    """What is ready, in the order in which it was said. For several threads."""
+
+    def __init__(self, most: int) -> None:
+        """Begin empty; ``most`` bounds of how many pages it may be said, one by one."""
+        self._room = most + _SPARE
+        self._lock = threading.Lock()
+        self._runs: deque[Ready] = deque()
+        self._blocks: dict[tuple[int, int], np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+
+    def add(self, run: Ready) -> None:
+        """Remember pages; what was said of them before is forgotten.
+
+        Raises NoSpace over the bound.
+        """
+        with self._lock:
+            self._runs.append(run)
+            at, end = run.address // PAGE, (run.address + run.length) // PAGE
+            while at < end:
+                block, slot = divmod(at, BLOCK)
+                count = min(BLOCK - slot, end - at)
+                key = (run.inner, block)
+                if key not in self._blocks:
+                    if len(self._blocks) >= self._room:
+                        raise NoSpace("more memory is spoken of than was announced")
+                    self._blocks[key] = np.zeros(BLOCK, np.uint8)
+                self._blocks[key][slot : slot + count] = run.content
+                at += count
+
+    def take(self, most: int) -> Ready | None:
+        """Take at most so many bytes of what was said first; None if nothing is left."""
+        with self._lock:
+            if not self._runs:
+                return None
+            run = self._runs.popleft()
+            if run.length <= most:
+                return run
+            rest = Ready(run.inner, run.address + most, run.length - most, run.content)
+            self._runs.appendleft(rest)
+            return Ready(run.inner, run.address, most, run.content)
+
+    def find(self, inner: int, address: int, most: int) -> Ready | None:
+        """Return what is ready from an address on, at most so many bytes; None if nothing is.
+
+        It is not taken: it stays known here also after it was put in place.
+        """
+        with self._lock:
+            block, slot = divmod(address // PAGE, BLOCK)
+            kinds = self._blocks.get((inner, block))
+            if kinds is None or not kinds[slot]:
+                return None
+            run = kinds[slot : slot + most // PAGE]
+            others = np.flatnonzero(run != run[0])
+            count = int(others[0]) if len(others) else len(run)
+            return Ready(inner, address, count * PAGE, Content(int(run[0])))

@@ -1,0 +1,233 @@
+"""What a pager does with pages that hold before there are processes for them; the kernel is played.
+
+CRIU is played by what it says to the socket; a userfaultfd is a pipe that says of what a process
+waits for, and what is put in place goes into a queue.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pymigrate.checkpoint.known_pages import BLOCK
+from pymigrate.checkpoint.pager import PAGE, SOCKET, Pager
+from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
+from pymigrate.runtime import userfault
+from pymigrate.runtime.errors import NoSpace, ProtocolError, RestoreFailed
+from pymigrate.runtime.userfault import Event, Message
+from tests.unit.test_filling import Keeper
+
+INNER = 7
+PATIENCE = 20.0
+_FINISHED = 0x52535446
+ROOM = 64 << 20
+
+
+@dataclass
+class Kernel:
+    """What the pager asked of the kernel, and a way to have a process wait for a page."""
+
+    placed: queue.Queue[tuple[int, bytes]] = field(default_factory=queue.Queue)
+    waits: int = -1
+
+    def wait_for(self, address: int) -> None:
+        os.write(self.waits, struct.pack("=Q", address))
+
+    def read(self, descriptor: int) -> list[Message]:
+        data = os.read(descriptor, 8 * userfault.MESSAGES)
+        return [Message(Event.PAGEFAULT, 0, at, 0) for (at,) in struct.iter_unpack("=Q", data)]
+
+    def copy(self, _fd: int, address: int, source: int, length: int) -> None:
+        self.placed.put((address, ctypes.string_at(source, length)))
+
+    def zero(self, _fd: int, address: int, length: int) -> None:
+        self.placed.put((address, bytes(length)))
+
+    def next(self) -> tuple[int, bytes]:
+        return self.placed.get(timeout=PATIENCE)
+
+
+@dataclass
+class Scene:
+    """A pager, the kernel it speaks to, and what it asks of the source."""
+
+    pager: Pager
+    kernel: Kernel
+    wanted: queue.Queue[tuple[int, int]]
+    attached: threading.Event
+    criu: socket.socket
+
+    def finish_restore(self) -> None:
+        """Say as CRIU does that all processes are there."""
+        self.criu.sendall(struct.pack("=i", _FINISHED))
+        assert self.attached.wait(PATIENCE)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    kernel, keeper = Kernel(), Keeper()
+    for name in ("read", "copy", "zero"):
+        monkeypatch.setattr(userfault, name, getattr(kernel, name))
+    wanted: queue.Queue[tuple[int, int]] = queue.Queue()
+    attached = threading.Event()
+    pager = Pager(
+        tmp_path, keeper, lambda *which: wanted.put(which), lambda _: attached.set(), room=ROOM
+    )
+    hears, kernel.waits = os.pipe()
+    with socket.socket(socket.AF_UNIX) as criu:
+        here = Path.cwd()
+        os.chdir(tmp_path)  # the path of a socket may only have 107 bytes
+        try:
+            criu.connect(SOCKET)
+        finally:
+            os.chdir(here)
+        criu.sendall(struct.pack("=i", INNER))
+        socket.send_fds(criu, [b"x"], [hears])
+        os.close(hears)
+        yield Scene(pager, kernel, wanted, attached, criu)
+    pager.close()
+    keeper.drop_kept()
+    os.close(kernel.waits)
+
+
+def settled(pager: Pager, address: int, letters: bytes) -> None:
+    """Send pages for good, each full of a letter."""
+    content = b"".join(bytes([letter]) * PAGE for letter in letters)
+    pager.put_aside(INNER, address, memoryview(content))
+    pager.settle(INNER, address, len(content), Content.ASIDE)
+
+
+def test_what_holds_is_put_in_place_as_soon_as_all_processes_are_there(scene: Scene) -> None:
+    settled(scene.pager, 0x10000, b"ab")
+    scene.pager.settle(INNER, 0x40000, PAGE, Content.ZERO)
+    assert scene.kernel.placed.empty()  # what is not registered yet would be passed over
+
+    scene.finish_restore()
+
+    assert (0x10000, b"a" * PAGE + b"b" * PAGE) == scene.kernel.next()
+    assert (0x40000, bytes(PAGE)) == scene.kernel.next()
+    scene.pager.finish()
+    assert [3, 3] == [scene.pager.filled, scene.pager.held]
+    assert os.fstat(scene.pager._aside[INNER]).st_blocks == 0  # it is not there twice
+
+
+def test_what_is_waited_for_goes_before_what_is_ready(scene: Scene) -> None:
+    """CRIU's own restorer may wait, and then for one page: beside it nothing may be registered."""
+    settled(scene.pager, 0x10000, b"abcdef")
+
+    scene.kernel.wait_for(0x10000 + 3 * PAGE)
+    assert (0x10000 + 3 * PAGE, b"d" * PAGE) == scene.kernel.next()
+    assert scene.kernel.placed.empty()
+
+    scene.finish_restore()
+    assert 6 * PAGE == len(scene.kernel.next()[1])
+    assert scene.wanted.empty()  # it needed nobody else
+
+
+def test_after_the_restore_what_is_beside_it_comes_along(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+    put: queue.Queue[Ready] = queue.Queue()
+
+    def note(run: Ready, _buffer: memoryview) -> None:
+        put.put(run)
+        may_go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(scene.pager, "_put", note)
+    for address in (1 << 30, 0x10000):
+        settled(scene.pager, address, b"abcdef")
+    scene.finish_restore()
+    assert 1 << 30 == put.get(timeout=PATIENCE).address
+    scene.kernel.wait_for(0x10000 + 3 * PAGE)
+    scene.kernel.wait_for(1 << 40)  # heard after that
+    assert (INNER, 1 << 40) == scene.wanted.get(timeout=PATIENCE)
+    may_go_on.set()
+
+    beside = Ready(INNER, 0x10000 + 3 * PAGE, 3 * PAGE, Content.ASIDE)
+    assert beside == put.get(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_what_was_on_its_way_when_it_was_asked_for_is_put_in_place_at_once(
+    scene: Scene, restored: bool
+) -> None:
+    """The source does not send it again, and before the restore the rest is not put in place."""
+    if restored:
+        scene.finish_restore()
+    scene.kernel.wait_for(0x10000 + 2 * PAGE)
+    assert (INNER, 0x10000 + 2 * PAGE) == scene.wanted.get(timeout=PATIENCE)
+
+    settled(scene.pager, 0x10000, b"abcd")
+
+    assert (0x10000 + 2 * PAGE, b"c" * PAGE) == scene.kernel.next()
+
+
+def test_memory_that_ends_before_there_are_processes_is_an_error(scene: Scene) -> None:
+    settled(scene.pager, 0x10000, b"a")
+    with pytest.raises(ProtocolError, match="before there were processes"):
+        scene.pager.finish()
+
+
+def test_nothing_holds_that_was_never_sent(scene: Scene) -> None:
+    with pytest.raises(ProtocolError, match="never sent"):
+        scene.pager.settle(INNER, 0x10000, PAGE, Content.ASIDE)
+
+
+def test_pages_behind_all_that_was_sent_are_an_error(scene: Scene) -> None:
+    settled(scene.pager, 0x10000, b"a")
+    scene.pager.settle(INNER, 0x10000, 8 * PAGE, Content.ASIDE)
+    scene.finish_restore()
+    with pytest.raises(RestoreFailed, match="never sent"):
+        scene.pager.finish()
+
+
+def test_more_than_was_announced_is_not_even_spoken_of() -> None:
+    ready = ReadyPages(0)
+    with pytest.raises(NoSpace):
+        ready.add(Ready(INNER, 0, (1 << 32) * PAGE, Content.ZERO))
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, BLOCK])
+def test_pieces_make_up_what_was_said(most: int) -> None:
+    ready = ReadyPages(1 << 20)
+    runs = [
+        Ready(INNER, 5 * PAGE, 3 * PAGE, Content.ASIDE),
+        Ready(INNER + 1, (BLOCK - 2) * PAGE, 9 * PAGE, Content.ZERO),
+    ]
+    for run in runs:
+        ready.add(run)
+
+    assert pages_of(runs) == pages_of(iter(partial(ready.take, most * PAGE), None))
+
+
+def pages_of(runs: Iterable[Ready]) -> list[tuple[int, int, Content]]:
+    return [
+        (run.inner, run.address + at, run.content)
+        for run in runs
+        for at in range(0, run.length, PAGE)
+    ]
+
+
+def test_what_is_found_ends_with_its_kind() -> None:
+    ready = ReadyPages(1 << 20)
+    ready.add(Ready(INNER, 0, 3 * PAGE, Content.ASIDE))
+    ready.add(Ready(INNER, 2 * PAGE, 2 * PAGE, Content.ZERO))
+
+    def find(at: int) -> Ready | None:
+        return ready.find(INNER, at * PAGE, 16 * PAGE)
+
+    assert find(1) == Ready(INNER, PAGE, PAGE, Content.ASIDE)
+    assert find(2) == Ready(INNER, 2 * PAGE, 2 * PAGE, Content.ZERO)
+    assert find(4) is None
+    assert ready.find(INNER + 1, 0, PAGE) is None
