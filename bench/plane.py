@@ -21,7 +21,7 @@ from tests.lab import Host, Lab
 HERE, THERE = Path("/srv/bench/memory"), Path("/srv/bench/arrived")
 LINKS = {"unlimited": "", "1gbit": "1gbit", "100mbit": "100mbit"}
 CONTENTS = ("mix", "random")
-WAYS = (("hybrid", "tls"), ("pre", "tls"), ("stop", "tls"), ("hybrid", "ssh"))
+WAYS = (("hybrid", "tls"), ("post", "tls"), ("pre", "tls"), ("stop", "tls"), ("hybrid", "ssh"))
 
 
 @dataclass
