@@ -21,7 +21,7 @@ from tests.lab import Host, Lab
 HERE, THERE = Path("/srv/bench/memory"), Path("/srv/bench/arrived")
 LINKS = {"unlimited": "", "1gbit": "1gbit", "100mbit": "100mbit"}
 CONTENTS = ("mix", "random")
-WAYS = (("hybrid", "tls"), ("pre", "tls"), ("stop", "tls"), ("hybrid", "ssh"))
+WAYS = (("hybrid", "tls"), ("post", "tls"), ("pre", "tls"), ("stop", "tls"), ("hybrid", "ssh"))
 
 
 @dataclass
@@ -126,7 +126,9 @@ class Plane:
             subject = CriuLazy(self.lab["alpha"], self.lab["beta"])
             stack.callback(subject.remove)
             subject.launch(workload)
-            beta = str(self.lab["beta"].address)
+            alpha, beta = (str(self.lab[name].address) for name in ("alpha", "beta"))
+            with Ticker(self.lab.client, TICKER, alpha, workload.port) as before:
+                before.watch()  # it has made its memory: until then there is nothing to move
             ticker = stack.enter_context(Ticker(self.lab.client, TICKER, beta, workload.port))
             values = self._measured(link, subject.move)
             ticker.expect_answer()

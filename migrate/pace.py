@@ -2,7 +2,8 @@
 
 A wanted page waits behind everything that is on its way. So that is no more than the link carries
 in DELAY. Where sending is the bottleneck, compression is tried, and kept if more pages arrive by
-it than before: on a fast link, or where the CPUs are busy, fewer do. A limit is a slow link.
+it than before: on a fast link, or where the CPUs are busy, fewer do. A limit is a slow link. On a
+link that may be a fast one, whose beginning was slow, it is tried later and given up now and then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ LEVEL = 1  # zstd's; on memory, 3 gives 2 % less for 1.6 times the CPU, 9 gives 
 SAMPLES = 64  # batches, of which the last are looked at
 BUSY = 0.5  # part of the batches that had to wait for the link, above which they are compressed
 IDLE = 0.1  # and below which they are not
+SURELY = 150e6  # bytes a second; on a slower link zstd gains far more than looking again costs
 WORTHWHILE = 300e6  # bytes a second; a faster link is not made faster by zstd on one thread
 TRIAL = 24  # batches taken, after which it is seen what compression gave
 GAIN = 1.1  # times as many pages as before, at least, or it is given up
@@ -42,6 +44,7 @@ class Pace:
         self._trial: float | None = None  # the rate of pages before it
         self._since_change = 0  # batches taken
         self._resting = 0
+        self._look_again = False  # whether it is still better, after a while of compressing
 
     @property
     def window(self) -> int:
@@ -91,6 +94,12 @@ class Pace:
         """End a trial that has brought too little."""
         if self._began is None:
             self._began = now, self._taken
+        elif self.level is None and self._since_change >= SAMPLES:
+            # What came long ago, such as a slow beginning, says nothing of the rate to be beaten.
+            self._began = now, self._taken
+            self._since_change = 0
+        elif self._look_again and self._trial is None and self._since_change >= REST:
+            self._change(None)
         elif self._trial is not None and self._since_change >= TRIAL:
             if self._pages_rate(now) < GAIN * self._trial:
                 self._change(None)
@@ -116,8 +125,10 @@ class Pace:
         self._blocked.append(blocked)
         part = sum(self._blocked) / len(self._blocked)
         slow = 0 < self.rate < WORTHWHILE and not self._resting
-        if self.level is None and slow and len(self._blocked) >= SAMPLES // 4 and part > BUSY:
-            self._trial = self._pages_rate(now)
+        enough = SAMPLES // 4 if self.rate < SURELY else SAMPLES
+        if self.level is None and slow and len(self._blocked) >= enough and part > BUSY:
+            self._look_again = self.rate >= SURELY
+            self._trial = self._pages_rate(now) or self.rate
             self._change(LEVEL)
         elif self.level is not None and len(self._blocked) == SAMPLES and part < IDLE:
             self._change(None)

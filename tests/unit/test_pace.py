@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from pymigrate.migrate.pace import DELAY, LEAST, LEVEL, MOST, REST, SAMPLES, WORTHWHILE, Pace
+from pymigrate.migrate.pace import (
+    DELAY,
+    LEAST,
+    LEVEL,
+    MOST,
+    REST,
+    SAMPLES,
+    SURELY,
+    WORTHWHILE,
+    Pace,
+)
 
 BATCH = 1 << 20
 
@@ -11,7 +21,7 @@ class Link:
     """A link of a rate in bytes a second, and CPUs that compress so many; it has a clock."""
 
     def __init__(self, rate: float, *, ratio: float = 2.0, cpus: float = 1e9) -> None:
-        self._rate = rate
+        self.rate = rate
         self.ratio = ratio
         self._cpus = cpus
         self.now = 0.0
@@ -23,7 +33,7 @@ class Link:
             pace.waits(self.now, blocked=blocked)
             wire = BATCH if pace.level is None else int(BATCH / self.ratio)
             pace.gone(BATCH, wire)
-            seconds = wire / self._rate
+            seconds = wire / self.rate
             self.now += seconds if pace.level is None else max(seconds, BATCH / self._cpus)
             self._total += BATCH
             pace.taken(self._total, self.now)
@@ -109,6 +119,41 @@ def test_after_a_rest_compression_is_tried_again() -> None:
 
     assert given_up is None
     assert LEVEL == pace.level
+
+
+def test_a_fast_link_whose_beginning_is_slow_is_not_compressed() -> None:
+    pace = Pace()
+    link = Link(2 * SURELY * 0.9)
+    link.carry(pace, SAMPLES // 2, blocked=True)
+    link.rate = 2 * WORTHWHILE
+    link.carry(pace, SAMPLES * 2, blocked=True)
+
+    assert pace.level is None
+
+
+def test_compression_ends_on_a_link_that_turns_out_to_be_fast() -> None:
+    pace = Pace()
+    link = Link(SURELY * 1.2, cpus=SURELY * 1.5)
+    link.carry(pace, SAMPLES * 2, blocked=True)
+    compressed = pace.level
+    link.rate = 2 * WORTHWHILE
+
+    link.carry(pace, REST + SAMPLES, blocked=True)
+
+    assert compressed == LEVEL
+    assert pace.level is None
+
+
+def test_a_link_that_is_surely_slow_stays_compressed() -> None:
+    pace = Pace()
+    link = Link(SURELY / 2)
+    link.carry(pace, SAMPLES, blocked=True)
+    levels = set()
+    for _ in range(2 * REST):
+        link.carry(pace, 1, blocked=True)
+        levels.add(pace.level)
+
+    assert levels == {LEVEL}
 
 
 def test_what_is_on_its_way_counts_as_it_is_on_the_wire() -> None:
