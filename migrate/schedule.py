@@ -61,6 +61,7 @@ class Schedule:
     systemd: bool = False
     created: str = ""
     since: str = ""
+    skip: tuple[str, ...] = ()  # findings of the scan in spite of which it is tried
 
     @property
     def due(self) -> crontabs.Fields | None:
@@ -86,6 +87,7 @@ class Schedule:
             "systemd": self.systemd,
             "created": self.created,
             "since": self.since,
+            "skip": list(self.skip),
         }
         return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -111,6 +113,7 @@ class Schedule:
                 systemd=bool(document["systemd"]),
                 created=str(document["created"]),
                 since=str(document.get("since", document["created"])),
+                skip=tuple(str(check) for check in document.get("skip", [])),
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise HostError(
@@ -397,15 +400,17 @@ def program(host: Host) -> list[str]:
 
 
 def _snapshot(host: Host, schedule: Schedule, started: str, begun: float) -> Run:
+    from pymigrate.checkpoint.requests import DumpOptions
     from pymigrate.migrate import snapshots
 
     where = snapshots.location(host, schedule.repository)
     key_file = None if schedule.key_file is None else Path(schedule.key_file)
     secret = snapshots.read_secret(key_file)
     container = Container.open(host, schedule.name)
+    options = DumpOptions(leave_running=True, skip=schedule.skip)
     removed = freed = 0
     with snapshots.opened(where, secret, make=True) as repository:
-        made = snapshots.create(container, repository, [TAG])
+        made = snapshots.create(container, repository, [TAG], options)
         if not schedule.policy.is_empty:
             try:
                 thinned = snapshots.thin(
