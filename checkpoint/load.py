@@ -51,6 +51,7 @@ class Wishes:
     eager: bool = False
     ports: tuple[Port, ...] | None = None  # of the host; None: those that it had
     debug: bool = False
+    skip: tuple[str, ...] = ()  # findings in the present, in spite of which it is written down
 
 
 @dataclass

@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from pymigrate.checkpoint import scan_sockets, sight
 from pymigrate.checkpoint.findings import Obstacle, Severity, held
+from pymigrate.checkpoint.proc_lines import Mounted
 from pymigrate.checkpoint.requests import GHOST_LIMIT
-from pymigrate.checkpoint.sight import Mounted, Opened, Process, Scene, Sight, is_below
+from pymigrate.checkpoint.sight import Opened, Process, Scene, Sight, is_below
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import DumpFailed, UsageError
 
@@ -192,6 +193,8 @@ def _memory(process: Process, seen: Sight) -> Iterator[Obstacle]:
             check, remedy = "secret-memory", _WITHOUT_SECRETS
         elif name.startswith("anon_inode:[io_uring]"):
             check, remedy = "io_uring", _WITHOUT_RINGS
+        elif name.startswith(_GPU):
+            check, remedy = "gpu", _LEAVE_GPU
         elif name.startswith("/dev/") and not name.startswith(_MAPPABLE):
             check, remedy = "device", _CLOSE_DEVICE
         elif name.startswith("/anon_hugepage"):
@@ -212,6 +215,12 @@ def _memory(process: Process, seen: Sight) -> Iterator[Obstacle]:
             yield Obstacle(check, severity, f"{process.name} {what}", remedy, process.pid)
 
 
+_GPU = ("/dev/nvidia", "/dev/dri/", "/dev/kfd")
+_GPU_NODES = (195, 226)  # of NVIDIA and of DRM: Documentation/admin-guide/devices.txt
+_LEAVE_GPU = (
+    "end what computes or draws there, or have it save its work and let go of the GPU: what lies "
+    "in the memory of a GPU, and in its driver, cannot travel"
+)
 _SECRET = "/secretmem"  # noqa: S105 - the kernel's name for it
 _WITHOUT_SECRETS = "have the program do without memfd_secret(2)"
 _MAPPABLE = ("/dev/zero", "/dev/shm/", "/dev/null")  # noqa: S108 - names of mappings, not of files
@@ -254,6 +263,8 @@ def _device(process: Process, opened: Opened) -> Iterator[Obstacle]:
         # CRIU makes such an interface only in a network namespace that it makes itself.
         what = f"drives the interface {opened.interface}"
         yield held("device", process, opened, what, _CLOSE_DEVICE)
+    elif opened.link.startswith(_GPU) or opened.node[0] in _GPU_NODES:
+        yield held("gpu", process, opened, f"uses the GPU {opened.link}", _LEAVE_GPU)
     elif opened.kind == "block" or not _can_open(opened.node):
         what = f"has the device {opened.link} open"
         yield held("device", process, opened, what, _CLOSE_DEVICE)
@@ -381,6 +392,7 @@ CHECKS: Sequence[str] = (
     "deleted-file",
     "descriptor",
     "device",
+    "gpu",
     "half-open",
     "hidden-file",
     "huge-pages",

@@ -83,6 +83,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="FILE.prom",
         help="keep this file for Prometheus' node_exporter (textfile collector)",
     )
+    output.add_skip(adding)
     adding.add_argument(
         "--systemd", action="store_true", help="by a timer of systemd, not by cron's crontab"
     )
@@ -105,6 +106,7 @@ def _schedules(arguments: argparse.Namespace) -> Schedules:
 
 def add(arguments: argparse.Namespace) -> int:
     """Keep a schedule and its line in the crontab."""
+    from pymigrate.checkpoint import scan
     from pymigrate.migrate import crontabs, snapshots
     from pymigrate.migrate.run_report import parse_command, read_address
     from pymigrate.migrate.schedule import MAX_JITTER, Schedule, program
@@ -113,6 +115,7 @@ def add(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--jitter {arguments.jitter}: from 0 to {MAX_JITTER} seconds")
     if arguments.webhook is not None:
         read_address(arguments.webhook)
+    scan.check_names(output.skipped(arguments))
     schedules = _schedules(arguments)
     # Cron's run has another environment: what names the secret now is written down.
     named = arguments.key_file or os.environ.get(snapshots.PASSPHRASE)
@@ -137,6 +140,7 @@ def add(arguments: argparse.Namespace) -> int:
         systemd=arguments.systemd,
         created=now,
         since=now,
+        skip=output.skipped(arguments),
     )
     changed = schedules.add(schedule, program(schedules.host))
     if arguments.json:
@@ -165,6 +169,7 @@ def _document(schedules: Schedules, schedule: Schedule) -> dict[str, object]:
         "webhook": schedule.webhook,
         "metrics": schedule.metrics,
         "systemd": schedule.systemd,
+        "skip": ",".join(schedule.skip) or None,
         "created": schedule.created,
         "installed": schedules.is_installed(schedule.name),
         "runs": len(runs),

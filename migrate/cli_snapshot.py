@@ -62,6 +62,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         action="store_true",
         help="put the running container back; what it is now is kept as a snapshot",
     )
+    output.add_skip(loading)
     loading.add_argument(
         "--ip", metavar="A", help="another address; established connections are closed then"
     )
@@ -248,9 +249,12 @@ def restore(arguments: argparse.Namespace) -> int:
         tcp=arguments.tcp,
         eager=arguments.eager,
         debug=arguments.debug,
+        skip=output.skipped(arguments),
     )
     host = Host.open(arguments.root)
     present = None
+    if arguments.skip and not arguments.in_place:
+        raise UsageError("--skip is about what --in-place writes down first; nothing was changed")
     if arguments.in_place and any((arguments.name, arguments.ip, arguments.ip6, arguments.mac)):
         raise UsageError("--in-place keeps the name and the addresses; nothing was changed")
     with _opened(arguments) as repository:

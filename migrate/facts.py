@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from pymigrate.migrate.plan import AHEAD, INSIDE, ContainerFacts, HostFacts
-from pymigrate.runtime import cgroups_v2, labels, userfault
+from pymigrate.runtime import cgroups_v2, userfault
 from pymigrate.runtime.capabilities import NAMES
 from pymigrate.runtime.cgroups_layout import Layout
 from pymigrate.runtime.container import Container
@@ -47,7 +47,7 @@ def host_facts(host: Host) -> HostFacts:
         criu_version=str(criu_version),
         cgroup=layout.kind,
         cpu_features=cpu_features(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
-        features=_features() | controllers(layout) | labels.modules(),
+        features=_features() | controllers(layout) | security_module(Path("/sys")),
         memory_available=memory_available(Path("/proc/meminfo").read_text(encoding="ascii")),
         disk_available=disk.f_bavail * disk.f_frsize,
         page_size=os.sysconf("SC_PAGE_SIZE"),
@@ -72,8 +72,10 @@ def container_facts(container: Container) -> ContainerFacts:
         capabilities=container.spec.process.capabilities.bounding,
         cpu_baseline=container.record.cpu_baseline,
         controllers=frozenset(limit.controller for limit in cgroups_v2.limits(limits)),
+        labels=frozenset(
+            label for pid in container.cgroup.pids() if (label := label_of(Path(f"/proc/{pid}")))
+        ),
         limited_disks=tuple(dict.fromkeys(f"{each.major}:{each.minor}" for each in rates)),
-        labels=tuple(each.module for each in labels.chosen(container.spec.process)),
     )
 
 
@@ -151,6 +153,33 @@ def controllers(layout: Layout) -> frozenset[str]:
         offered = Path(layout.unified.mount_point, "cgroup.controllers")
         found.update(offered.read_text(encoding="ascii").split())
     return frozenset(f"controller:{name}" for name in found)
+
+
+def security_module(sys: Path) -> frozenset[str]:
+    """Name the module that labels processes, as CRIU sees it, and what profiles are loaded."""
+    profiles = sys / "kernel/security/apparmor/profiles"
+    if profiles.parent.exists():
+        try:
+            lines = profiles.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:  # a namespace of AppArmor's that may not list them
+            lines = []
+        return frozenset({"lsm:apparmor", *(f"profile:{_profile(line)}" for line in lines)})
+    return frozenset({"lsm:selinux" if (sys / "fs/selinux").exists() else "lsm:none"})
+
+
+def label_of(process: Path) -> str:
+    """Return the profile that a process is held to; "" if to none, or if it is gone."""
+    try:
+        label = (process / "attr/current").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # EINVAL without such a module
+        return ""
+    profile = _profile(label)
+    return "" if profile == "unconfined" or ":unconfined_t:" in profile else profile
+
+
+def _profile(line: str) -> str:
+    """Leave out the mode: "docker-default (enforce)"."""
+    return line.strip("\0\n").rpartition(" (")[0] or line.strip("\0\n")
 
 
 def _has_udp_lite() -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 from pymigrate.checkpoint import scan
-from pymigrate.checkpoint.scan import Obstacle
+from pymigrate.checkpoint.findings import Obstacle
 from pymigrate.migrate import cpu
 from pymigrate.migrate.modes import Mode
 from pymigrate.runtime.errors import IncompatibleHosts, UsageError
@@ -41,8 +41,9 @@ _SHIFTS_LAYERS = (
 class HostFacts:
     """What one host is and has; sizes in bytes.
 
-    Among its features are the capabilities that its root can have, such as CAP_NET_RAW, and the
-    controllers of its cgroups, such as controller:memory.
+    Among its features are the capabilities that its root can have, such as CAP_NET_RAW, the
+    controllers of its cgroups, such as controller:memory, its security module (lsm:apparmor,
+    lsm:selinux or lsm:none), and what profiles that has, such as profile:docker-default.
     """
 
     host_id: str
@@ -72,7 +73,7 @@ class ContainerFacts:
     cpu_baseline: str | None = None
     controllers: frozenset[str] = frozenset()  # that its limits need
     limited_disks: tuple[str, ...] = ()  # by number, as 8:0
-    labels: tuple[str, ...] = ()  # security modules, one of whose labels it has
+    labels: frozenset[str] = frozenset()  # the profiles that a security module holds it to
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def examine(
         )
     findings.extend(_ungranted(target, container))
     findings.extend(_unlimited(target, container))
-    findings.extend(_unlabelled(target, container))
+    findings.extend(_unlabelled(source, target, container))
     if abs(target.clock_ahead) > MAX_SKEW:
         way = "ahead of" if target.clock_ahead > 0 else "behind"
         findings.append(
@@ -354,17 +355,27 @@ def _unlimited(target: HostFacts, container: ContainerFacts) -> Sequence[Finding
     )
 
 
-def _unlabelled(target: HostFacts, container: ContainerFacts) -> Sequence[Finding]:
-    """Say which security modules confine the container that the target has not."""
-    lacking = sorted(set(container.labels) - target.features)
+def _unlabelled(
+    source: HostFacts, target: HostFacts, container: ContainerFacts
+) -> Sequence[Finding]:
+    """Say which profiles of AppArmor or SELinux CRIU would have to set at the target and cannot."""
+    ours, theirs = ({f for f in host.features if f.startswith("lsm:")} for host in (source, target))
+    if not container.labels or not theirs:  # an older agent does not say what it has
+        return ()
+    profiles = {f.removeprefix("profile:") for f in target.features if f.startswith("profile:")}
+    lacking = sorted(container.labels)
+    what = f"has another security module ({', '.join(sorted(theirs)).replace('lsm:', '')})"
+    if ours == theirs:
+        lacking = sorted(container.labels - profiles) if profiles else []  # else it may not list
+        what = "has not loaded that"
     if not lacking:
         return ()
     return (
         Finding(
-            "labels",
-            f"{container.name} is confined by {', '.join(lacking)}, which {target.hostname} has "
-            "not: there it would not be confined",
-            "choose a target that has it, or run the container without this --security-opt",
+            "lsm",
+            f"{container.name} is held to {', '.join(lacking)}, and {target.hostname} {what}",
+            "load the profile there (apparmor_parser), or run pymigrate and the container "
+            "unconfined here",
         ),
     )
 
@@ -426,7 +437,7 @@ CHECKS = (
     "users",
     "capabilities",
     "controllers",
-    "labels",
+    "lsm",
     "clock",
     "disks",
     "memory",

@@ -64,6 +64,7 @@ class Schedule:
     since: str = ""
     on_failure: tuple[str, ...] = ()
     webhook: str | None = None
+    skip: tuple[str, ...] = ()  # findings of the scan in spite of which it is tried
 
     @property
     def due(self) -> crontabs.Fields | None:
@@ -91,6 +92,7 @@ class Schedule:
             "since": self.since,
             "on_failure": list(self.on_failure),
             "webhook": self.webhook,
+            "skip": list(self.skip),
         }
         return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -118,6 +120,7 @@ class Schedule:
                 since=str(document.get("since", document["created"])),
                 on_failure=tuple(str(word) for word in document.get("on_failure", ())),
                 webhook=None if webhook is None else str(webhook),
+                skip=tuple(str(check) for check in document.get("skip", [])),
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise HostError(
@@ -428,15 +431,17 @@ def program(host: Host) -> list[str]:
 
 
 def _snapshot(host: Host, schedule: Schedule, started: str, begun: float) -> Run:
+    from pymigrate.checkpoint.requests import DumpOptions
     from pymigrate.migrate import snapshots
 
     where = snapshots.location(host, schedule.repository)
     key_file = None if schedule.key_file is None else Path(schedule.key_file)
     secret = snapshots.read_secret(key_file)
     container = Container.open(host, schedule.name)
+    options = DumpOptions(leave_running=True, skip=schedule.skip)
     removed = freed = 0
     with snapshots.opened(where, secret, make=True) as repository:
-        made = snapshots.create(container, repository, [TAG])
+        made = snapshots.create(container, repository, [TAG], options)
         if not schedule.policy.is_empty:
             try:
                 thinned = snapshots.thin(

@@ -190,7 +190,7 @@ def rewind(host: Host, repository: Repository, identity: str, wishes: Wishes) ->
         )
     if not container.state().status.is_alive:
         return Rewound(restore(host, repository, identity, wishes), None)
-    ending = DumpOptions(leave_running=False, debug=wishes.debug)
+    ending = DumpOptions(leave_running=False, debug=wishes.debug, skip=wishes.skip)
     present = create(container, repository, [BEFORE_REWIND], ending)
     try:
         return Rewound(restore(host, repository, identity, wishes), present)

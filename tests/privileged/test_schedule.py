@@ -68,6 +68,19 @@ def crontab(host: Host) -> str:
     return host.run(["crontab", "-l"], check=False).stdout
 
 
+def test_findings_that_are_skipped_are_kept_with_the_schedule(alpha: Host) -> None:
+    words = ("schedule", "add", "web", "@daily", "--skip")
+    assert "no such check" in alpha.pymigrate(*words, "moon", check=False).stderr
+    alpha.pymigrate(*words, "tcp,zombie")
+    assert "tcp,zombie" == alpha.pymigrate_json("schedule", "show", "web")["skip"]
+    alpha.pymigrate("schedule", "run", "web")
+
+    (definition,) = alpha.outside("/srv/pymigrate/schedules/web").glob("*.json")
+    definition.write_text(definition.read_text().replace("zombie", "moon"))
+    said = alpha.pymigrate("schedule", "run", "web", check=False).stderr
+    assert "no such check to skip: moon" in said
+
+
 def test_runs_make_snapshots_and_thin_them_out(lab: Lab, alpha: Host) -> None:
     alpha.pymigrate("snapshot", "create", "web", "--tag", "by-hand")
     alpha.pymigrate("schedule", "add", "web", "@daily", "--keep-last", "2")

@@ -114,6 +114,11 @@ def test_rewind_puts_a_running_container_back_and_keeps_the_present(tool: Tool) 
     assert moves(count)
     assert count.with_name("later").exists()
     tool("snapshot", "restore", past["id"], "--in-place", "--name", "other", code=2)
+    words = ("snapshot", "restore", past["id"], "--skip", "tcp,moon")
+    assert "no such check to skip: moon" in tool(*words, "--in-place", code=2).stderr
+    assert "--in-place writes down first" in tool(*words, code=2).stderr
+    tool(*words[:-1], "tcp,zombie", "--in-place")
+    assert moves(count)
 
 
 def test_rewind_that_fails_leaves_the_present_running(tool: Tool) -> None:

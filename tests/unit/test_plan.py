@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pymigrate.migrate.cpu import BASELINES
-from pymigrate.migrate.facts import controllers
+from pymigrate.migrate.facts import controllers, label_of, security_module
 from pymigrate.migrate.modes import Mode
 from pymigrate.migrate.plan import (
     CHECKS,
@@ -30,9 +30,7 @@ HERE = HostFacts(
     criu_version="4.1.1",
     cgroup="v2",
     cpu_features=frozenset({"sse2", "avx2"}),
-    features=frozenset(
-        {"time-namespaces", "udp-lite", "lazy-memory", "CAP_CHOWN", "CAP_NET_RAW", "apparmor"}
-    ),
+    features=frozenset({"time-namespaces", "udp-lite", "lazy-memory", "CAP_CHOWN", "CAP_NET_RAW"}),
     memory_available=8 << 30,
     disk_available=8 << 30,
     page_size=4096,
@@ -46,7 +44,6 @@ WEB = ContainerFacts(
     network_mode="bridge",
     capabilities=frozenset({"CAP_CHOWN", "CAP_NET_RAW"}),
     controllers=frozenset({"memory", "pids"}),
-    labels=("apparmor",),
 )
 
 PROVOKED = {
@@ -59,14 +56,17 @@ PROVOKED = {
     "users": replace(THERE, kernel="5.15.0"),
     "capabilities": replace(THERE, features=HERE.features - {"CAP_NET_RAW"}),
     "controllers": replace(THERE, features=HERE.features | {"controller:pids"}),
-    "labels": replace(THERE, features=HERE.features - {"apparmor"}),
+    "lsm": replace(THERE, features=HERE.features | {"lsm:none"}),
     "clock": replace(THERE, clock_ahead=-7.0),
     "disks": THERE,
     "memory": replace(THERE, memory_available=1 << 20),
     "disk": replace(THERE, disk_available=1 << 20),
 }
 
-CONTAINERS = {"disks": replace(WEB, limited_disks=("8:0",))}
+CONTAINERS = {
+    "disks": replace(WEB, limited_disks=("8:0",)),
+    "lsm": replace(WEB, labels=frozenset({"docker-default"})),
+}
 """The containers that provoke a finding themselves."""
 
 
@@ -237,6 +237,56 @@ def test_controllers_of_every_layout_are_named(tmp_path: Path) -> None:
         controllers(Layout((first, second)))
     )
     assert {"controller:memory"} == controllers(Layout((first,)))
+
+
+APPARMOR = HERE.features | {"lsm:apparmor"}
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        (APPARMOR | {"profile:docker-default"}, []),
+        (APPARMOR | {"profile:man"}, ["lsm"]),
+        (APPARMOR, []),  # its agent may not list them
+        (HERE.features | {"lsm:selinux"}, ["lsm"]),
+        (HERE.features, []),  # an older agent, which does not say
+    ],
+)
+def test_a_profile_has_to_be_loaded_at_the_target(there: frozenset[str], found: list[str]) -> None:
+    source = replace(HERE, features=APPARMOR | {"profile:docker-default"})
+    target = replace(THERE, features=there)
+    seen = examine(source, target, CONTAINERS["lsm"])
+    assert found == [each.check for each in seen]
+    assert [] == examine(source, target, WEB)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "label"),
+    [
+        ("docker-default (enforce)\n", "docker-default"),
+        ("unconfined\n", ""),
+        ("system_u:system_r:container_t:s0:c1,c2\0", "system_u:system_r:container_t:s0:c1,c2"),
+        ("unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023\0", ""),
+        ("", ""),
+    ],
+)
+def test_labels_of_processes_are_read(tmp_path: Path, recorded: str, label: str) -> None:
+    (tmp_path / "attr").mkdir()
+    (tmp_path / "attr/current").write_text(recorded)
+    assert label == label_of(tmp_path)
+    assert "" == label_of(tmp_path / "gone")
+
+
+def test_security_modules_are_named_with_their_profiles(tmp_path: Path) -> None:
+    assert {"lsm:none"} == security_module(tmp_path)
+    (tmp_path / "fs/selinux").mkdir(parents=True)
+    assert {"lsm:selinux"} == security_module(tmp_path)
+    (tmp_path / "kernel/security/apparmor").mkdir(parents=True)
+    assert {"lsm:apparmor"} == security_module(tmp_path)  # it may not be listed
+    listed = "docker-default (enforce)\n/usr/bin/man (complain)\n"
+    (tmp_path / "kernel/security/apparmor/profiles").write_text(listed)
+    known = {"lsm:apparmor", "profile:docker-default", "profile:/usr/bin/man"}
+    assert known == security_module(tmp_path)
 
 
 def test_clocks_that_differ_a_little_are_no_matter() -> None:

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 
 from pymigrate.checkpoint import proc_lines, scan, sight
+from pymigrate.checkpoint.findings import Severity
+from pymigrate.checkpoint.proc_lines import Mounted, NetlinkSocket, TcpSocket
 from pymigrate.checkpoint.requests import GHOST_LIMIT
-from pymigrate.checkpoint.scan import Severity, judge
+from pymigrate.checkpoint.scan import judge
 from pymigrate.checkpoint.sight import (
-    Mounted,
-    NetlinkSocket,
     Opened,
     Process,
     Sight,
-    TcpSocket,
     Watch,
 )
 from pymigrate.runtime import sockdiag
@@ -72,10 +71,15 @@ FOUND = [
     ("descriptor", BLOCKS, with_opened(Opened(3, "anon_inode:bpf-map"))),
     ("descriptor", BLOCKS, with_opened(Opened(3, "anon_inode:seccomp notify"))),
     ("device", BLOCKS, with_opened(character(10, 232))),
-    ("device", BLOCKS, with_opened(character(195, 0))),
+    ("gpu", BLOCKS, with_opened(character(195, 0))),
+    ("gpu", BLOCKS, with_opened(Opened(3, "/dev/dri/renderD128", "character", node=(226, 128)))),
+    ("gpu", BLOCKS, with_opened(Opened(3, "/dev/kfd", "character", node=(511, 0)))),
+    ("gpu", BLOCKS, with_opened(Opened(3, "/dev/nvidia-uvm", "character", node=(510, 0)))),
     ("device", BLOCKS, with_opened(character(10, 200, interface="tun0"))),
     ("device", BLOCKS, with_opened(Opened(3, "/dev/loop0", "block", node=(7, 0), mount=7))),
-    ("device", BLOCKS, with_child(mapped=("/dev/nvidia0",))),
+    ("gpu", BLOCKS, with_child(mapped=("/dev/nvidia0",))),
+    ("gpu", BLOCKS, with_child(mapped=("/dev/dri/card0",))),
+    ("device", BLOCKS, with_child(mapped=("/dev/mem",))),
     ("deleted-file", BLOCKS, with_opened(file("/a (deleted)", names=0, bytes=GHOST_LIMIT + 1))),
     ("lost-mount", BLOCKS, with_opened(file(mount=8))),
     (

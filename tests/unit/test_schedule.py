@@ -165,6 +165,8 @@ def test_reboot_is_no_time_for_a_timer() -> None:
 
 def test_schedule_goes_through_json() -> None:
     assert SCHEDULE == Schedule.from_json(SCHEDULE.to_json())
+    skipping = replace(SCHEDULE, skip=("tcp", "zombie"))
+    assert skipping == Schedule.from_json(skipping.to_json())
     with pytest.raises(HostError, match="damaged"):
         Schedule.from_json(SCHEDULE.to_json().replace(b'"format": 1', b'"format": 2'))
     with pytest.raises(HostError, match="damaged"):
