@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import contextlib
 import functools
+import json
 import os
 import resource
 import select
@@ -364,6 +365,13 @@ def _descriptor(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
                 os.close(surplus)
             return found[0] if found else None
     return None
+
+
+def keep_request(path: Path, fields: Mapping[str, object]) -> None:
+    """Write down what CRIU is asked for: numbers, and paths of mounts; nobody's words or keys."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
 def _fill(message: Any, fields: Mapping[str, object]) -> None:

@@ -37,7 +37,10 @@ from pymigrate.runtime.settings import Spec
 HELD_AT = "post-dump"
 ANSWER_SECONDS = 60.0
 KEPT_LOG = "criu-dump.log"
-"""In the container's directory: CRIU's log of its last dump that failed, for `report-bug`."""
+"""In the container's directory: CRIU's log of its last dump that failed, for `report-bug`; or, with
+--debug, of its last dump."""
+KEPT_REQUEST = "criu-dump.json"
+"""Beside it, with --debug: what CRIU was asked for."""
 
 
 class HeldDump:
@@ -217,8 +220,12 @@ def hold(
         config = _memory_file(LAZY_CONFIG, opened) if options.lazy else ""
         session = prepared.take()
         session.before_kill = container.freeze
+        fields = dump_fields(subject, images_fd, options, config)
+        if options.debug:
+            criu.keep_request(container.directory / KEPT_REQUEST, fields)
+            opened.callback(_keep_log, container, images)
         try:
-            session.ask("DUMP", dump_fields(subject, images_fd, options, config))
+            session.ask("DUMP", fields)
             _until_held(container, session, images)
             container.freeze()
         except criu.HungUp as error:

@@ -30,6 +30,7 @@ from pymigrate.runtime.settings import Spec
 from pymigrate.runtime.supervision import Supervision
 
 HELD_AT = "pre-resume"
+KEPT_REQUEST = "restore.json"  # with --debug, beside the log: what CRIU was asked for
 NAMESPACES_MADE = "setup-namespaces"  # and empty; no task has been restored yet
 
 
@@ -112,6 +113,8 @@ def hold(
             prepared.inherited,
             options,
         )
+        if options.debug:
+            criu.keep_request(work / KEPT_REQUEST, fields)
         try:
             session.ask("RESTORE", fields)
             pid = _converse(session, supervision, container, work)

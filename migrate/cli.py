@@ -82,7 +82,10 @@ class Parser(argparse.ArgumentParser):
             (("--json",), "print JSON"),
             (("-q", "--quiet"), "print no progress"),
             (("-v", "--verbose"), "say more"),
-            (("--debug",), "show tracebacks, keep CRIU's logs, print its requests"),
+            (
+                ("--debug",),
+                "show tracebacks; keep CRIU's logs and requests in the container's directory",
+            ),
         ):
             options.add_argument(*flags, action="store_true", default=argparse.SUPPRESS, help=text)
 

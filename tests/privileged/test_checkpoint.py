@@ -463,3 +463,26 @@ def test_a_signed_and_encrypted_checkpoint_is_restored_by_who_has_the_keys(
     assert str(told["signed_by"]).startswith("SHA256:")
     assert tool.counts("a")
     assert tool.count("a") >= before
+
+
+def test_debug_keeps_what_criu_was_asked_for_and_its_logs(tool: Tool, tmp_path: Path) -> None:
+    container = tool.start("web", COUNT, "-e", "WORD=secret-1")
+    kept = [container.directory / name for name in (dump.KEPT_REQUEST, dump.KEPT_LOG)]
+    saved = tmp_path / "saved.tar"
+    tool.run("checkpoint", "web", "--leave-running", "-o", saved)
+    assert not any(path.exists() for path in kept)
+
+    tool.run("checkpoint", "web", "--leave-running", "-o", tmp_path / "again.tar", "--debug")
+    request, log = (path.read_text() for path in kept)
+    assert container.state().pid == json.loads(request)["pid"]
+    assert "Running post-dump scripts" in log  # where it is held, with nothing left to be written
+    assert "secret" not in request
+    assert [0o600, 0o600] == [path.stat().st_mode & 0o777 for path in kept]
+
+    tool.run("rm", "-f", "web")
+    tool.run("restore", saved, "--debug")
+    work = container.directory / "criu"
+    assert (
+        os.fspath(container.rootfs) == json.loads((work / restore.KEPT_REQUEST).read_text())["root"]
+    )
+    assert (work / "restore.log").stat().st_size
