@@ -200,15 +200,13 @@ class Session:
         """Wait for CRIU's next word.
 
         Raises HungUp if it ended, or said nothing for `timeout` seconds, or neither said nor did
-        anything for `rest` seconds: then it is killed, which counts as a no.
+        anything for `rest` seconds: then it is ended, see `end`, which counts as a no.
         """
         if stuck := self._wait(self._connection.fileno(), timeout, rest):
-            try:
-                self.before_kill()
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
-            raise HungUp(f"criu {stuck} and was killed")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGCONT)  # whoever stopped it: it may still undo all
+            self.end(timeout if rest is None else rest)
+            raise HungUp(f"criu {stuck} and was ended")
         try:
             data, ancillary, flags, _ = self._connection.recvmsg(
                 MAX_MESSAGE, socket.CMSG_SPACE(array.array("i").itemsize)
@@ -278,7 +276,10 @@ class Session:
             return
         try:
             if self._wait(process, timeout, REST):
-                signal.pidfd_send_signal(process, signal.SIGKILL)
+                try:
+                    self.before_kill()
+                finally:
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
                 self._wait(process, KILL_SECONDS, None)
         except ProcessLookupError:
             pass  # it has just ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -151,7 +152,7 @@ def test_a_criu_that_does_nothing_is_killed_long_before_its_time_is_up() -> None
     fake = ScriptedCriu([expect("DUMP"), await_hang_up])
     with Session.start(fake.spawn) as session:
         session.ask("DUMP", {})
-        with pytest.raises(HungUp, match=r"did nothing for 0\.2 s and was killed"):
+        with pytest.raises(HungUp, match=r"did nothing for 0\.2 s and was ended"):
             session.next(criu.PATIENCE, rest=0.2)
     assert fake.process is not None
     assert -signal.SIGKILL == fake.process.wait(10)
@@ -169,4 +170,19 @@ def test_a_stopped_criu_does_not_keep_the_end_of_a_session(monkeypatch: pytest.M
 
     assert fake.process is not None
     assert -signal.SIGKILL == fake.process.wait(10)
+    fake.finish()
+
+
+def test_a_criu_that_was_only_stopped_may_undo_what_it_did(tmp_path: Path) -> None:
+    undone = tmp_path / "undone"
+    script = f"import os, signal; os.kill(os.getpid(), signal.SIGSTOP); open({str(undone)!r}, 'w')"
+    fake = ScriptedCriu(
+        [expect("DUMP"), await_hang_up], program=[sys.executable, "-I", "-S", "-c", script]
+    )
+    with Session.start(fake.spawn) as session:
+        session.before_kill = lambda: pytest.fail("it is not killed")
+        session.ask("DUMP", {})
+        with pytest.raises(HungUp, match="and was ended"):
+            session.next(criu.PATIENCE, rest=2)
+    assert undone.exists()
     fake.finish()
