@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from pymigrate.checkpoint import scan_sockets, sight
 from pymigrate.checkpoint.findings import Obstacle, Severity, held
+from pymigrate.checkpoint.proc_lines import Mounted
 from pymigrate.checkpoint.requests import GHOST_LIMIT
-from pymigrate.checkpoint.sight import Mounted, Opened, Process, Scene, Sight
+from pymigrate.checkpoint.sight import Opened, Process, Scene, Sight
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import DumpFailed, UsageError
 

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pymigrate.checkpoint import diagnosis, dump, probe, scan
+from pymigrate.checkpoint.findings import Obstacle
 from pymigrate.migrate import facts, outgoing
 from pymigrate.migrate.journal import History, read
 from pymigrate.runtime import features
@@ -96,7 +97,7 @@ def _container(container: Container) -> dict[str, object]:
     return found
 
 
-def _obstacle(each: scan.Obstacle) -> dict[str, object]:
+def _obstacle(each: Obstacle) -> dict[str, object]:
     # A path may say whose file it is, and a command what it is told: what kind it is, is enough.
     return {"check": each.check, "severity": each.severity.value, "descriptor": each.descriptor}
 

@@ -16,7 +16,7 @@ from pymigrate.runtime.errors import IncompatibleHosts, MissingFeature, UsageErr
 from pymigrate.runtime.host import Host
 
 if TYPE_CHECKING:
-    from pymigrate.checkpoint.scan import Obstacle
+    from pymigrate.checkpoint.findings import Obstacle
     from pymigrate.migrate.cpu import Tie
     from pymigrate.migrate.plan import Finding as PairFinding
     from pymigrate.runtime.features import Finding

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 from pymigrate.checkpoint import scan
-from pymigrate.checkpoint.scan import Obstacle
+from pymigrate.checkpoint.findings import Obstacle
 from pymigrate.migrate import cpu
 from pymigrate.migrate.modes import Mode
 from pymigrate.runtime.errors import IncompatibleHosts, UsageError

@@ -38,7 +38,12 @@ def fuzz(name: str, seconds: float) -> bool:
         "verbosity": 0,
         "print_final_stats": 1,
     }
-    words = [sys.executable, ONE, name, *(f"-{key}={value}" for key, value in options.items())]
+    words: list[str | Path] = [
+        sys.executable,
+        ONE,
+        name,
+        *(f"-{key}={value}" for key, value in options.items()),
+    ]
     print(f"{name}:", flush=True)
     done = subprocess.run([*words, cache, corpus], cwd=REPOSITORY, check=False)
     if not any(corpus.iterdir()):

@@ -13,7 +13,8 @@ from pathlib import Path
 from pymigrate.checkpoint import archive, new_file
 from pymigrate.checkpoint import packs as pack
 from pymigrate.checkpoint.archive import Compression
-from pymigrate.checkpoint.snapshot import Cut, Member, Snapshot
+from pymigrate.checkpoint.chunking import Cut
+from pymigrate.checkpoint.snapshot import Member, Snapshot
 from pymigrate.migrate.journal import Journal
 from pymigrate.migrate.phases import Phase
 from pymigrate.runtime import spec, state, tree, tree_records
@@ -164,7 +165,7 @@ def trees() -> list[bytes]:
 
 def changes() -> list[bytes]:
     r = tree_records
-    whole = [
+    whole: list[tree_records.Record] = [
         r.Header(b".stash"),
         r.Remove(b"link"),
         r.MakeFile(b"new"),
