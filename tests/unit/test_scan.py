@@ -14,12 +14,7 @@ from pymigrate.checkpoint.findings import Severity
 from pymigrate.checkpoint.proc_lines import Mounted, NetlinkSocket, TcpSocket
 from pymigrate.checkpoint.requests import GHOST_LIMIT
 from pymigrate.checkpoint.scan import judge
-from pymigrate.checkpoint.sight import (
-    Opened,
-    Process,
-    Sight,
-    Watch,
-)
+from pymigrate.checkpoint.sight import Opened, Process, Sight, Watch
 from pymigrate.runtime import sockdiag
 from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.sockdiag import UnixSocket
