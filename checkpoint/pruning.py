@@ -3,6 +3,9 @@
 Whoever adds or reads holds a shared lock; this holds the exclusive one, so no chunk is taken for
 unused that a snapshot in the making counts on. A pack is removed only after what it still has to
 give is published in another, so a crash leaves some chunks twice, and the next prune sees to that.
+
+A segment that is there vouches for its pages (repository_writer.py), also one that no snapshot uses
+any more, for its memory may come again. So all unused segments go, and before any page does.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from pymigrate.runtime.errors import BadArchive
 TOLERATED = 0.2
 """The part of a pack that may be unused before it is written anew."""
 
+ORDER = (Kind.SEGMENTS, Kind.TREE, Kind.DATA)
+"""Whoever vouches goes first."""
+
 SMALL = 8 << 20  # bytes of a pack that may be joined with others
 FEW = 8  # small packs that are not worth joining
 
@@ -42,6 +48,8 @@ class PackUse:
     kind: Kind
     size: int
     used: int
+    spare: int = 0
+    """Chunks that no snapshot uses."""
 
     @property
     def unused(self) -> int:
@@ -82,7 +90,11 @@ def plan(uses: Sequence[PackUse], unreadable: Sequence[str] = ()) -> Plan:
     """Decide. Pure."""
     remove = [pack for pack in uses if not pack.used]
     used = [pack for pack in uses if pack.used]
-    rewrite = {pack.number for pack in used if pack.unused > TOLERATED * pack.size}
+    rewrite = {
+        pack.number
+        for pack in used
+        if pack.unused > TOLERATED * pack.size or (pack.kind is Kind.SEGMENTS and pack.spare)
+    }
     for kind in Kind:
         small = [pack.number for pack in used if pack.kind is kind and pack.size < SMALL]
         if len(small) > FEW:
@@ -100,13 +112,15 @@ def uses(repository: Repository, contents: Contents, used: NDArray[np.bool_]) ->
     index = contents.index
     found = []
     for number, (name, table) in enumerate(zip(contents.names, contents.tables, strict=True)):
-        rows = used & (index.pack == number)
+        own = index.pack == number
+        rows = used & own
         live = np.bincount(index.blob[rows], index.length[rows], len(table.sealed))
         sealed = float((table.sealed * live / np.maximum(table.plain, 1)).sum())
         size = repository.disk.size(f"packs/{name}")
         # The table shrinks as the number of chunks does.
         around = (size - int(table.sealed.sum())) * int(rows.sum()) / max(len(table.ids), 1)
-        found.append(PackUse(number, name, table.kind, size, round(sealed + around)))
+        spare = int(own.sum()) - int(rows.sum())
+        found.append(PackUse(number, name, table.kind, size, round(sealed + around), spare))
     return found
 
 
@@ -160,13 +174,14 @@ def _execute(
     pruned: Pruned,
 ) -> None:
     disk = repository.disk
-    unneeded = [*(pack.name for pack in pruned.plan.remove), *pruned.plan.unreadable]
-    if unneeded:
-        lost = sum(disk.size(f"packs/{name}") for name in pruned.plan.unreadable)
-        lock.confirm()
-        disk.remove(*(f"packs/{name}" for name in unneeded))
-        pruned.freed += sum(pack.size for pack in pruned.plan.remove) + lost
-    for kind in Kind:
+    for kind in ORDER:
+        unneeded = [(pack.name, pack.size) for pack in pruned.plan.remove if pack.kind is kind]
+        if kind is ORDER[-1]:  # of those that cannot be read the kind is not known
+            unneeded += [(name, disk.size(f"packs/{name}")) for name in pruned.plan.unreadable]
+        if unneeded:
+            lock.confirm()
+            disk.remove(*(f"packs/{name}" for name, _ in unneeded))
+            pruned.freed += sum(size for _, size in unneeded)
         chosen = [pack for pack in pruned.plan.rewrite if pack.kind is kind]
         for group in _groups(chosen):
             _rewrite(repository, contents, used, lock, group, pruned)

@@ -30,9 +30,20 @@ class PackWriter:
     """Writes chunks of one kind into packs; blobs are compressed and sealed by other threads."""
 
     def __init__(
-        self, disk: Storage, keys: Keys, lock: Lock, kind: Kind, pool: ThreadPoolExecutor
+        self,
+        disk: Storage,
+        keys: Keys,
+        lock: Lock,
+        kind: Kind,
+        pool: ThreadPoolExecutor,
+        *,
+        after: PackWriter | None = None,
     ) -> None:
-        """Begin; nothing is written before the first chunk."""
+        """Begin; nothing is written before the first chunk.
+
+        What is in these packs counts on what is in those of ``after``: no pack is published before
+        these are.
+        """
         self.bytes = 0
         self.chunks = 0
         self.names: list[str] = []
@@ -41,6 +52,7 @@ class PackWriter:
         self._lock = lock
         self._kind = kind
         self._pool = pool
+        self._after = after
         self._packers = threading.local()
         self._stack = ExitStack()
         self._name = ""
@@ -64,6 +76,8 @@ class PackWriter:
         builder, draft = self._builder, self._draft
         if builder is None or draft is None:
             return
+        if self._after is not None:
+            self._after.finish()
         if self._blob:
             self._close_blob(builder)
         while self._ahead:
@@ -130,7 +144,7 @@ class Writer:
         self._gear = chunking.gear(repository.keys.derive("cuts by content"))
         disk, keys = repository.disk, repository.keys
         self._data = PackWriter(disk, keys, lock, Kind.DATA, pool)
-        self._segments = PackWriter(disk, keys, lock, Kind.SEGMENTS, pool)
+        self._segments = PackWriter(disk, keys, lock, Kind.SEGMENTS, pool, after=self._data)
         self._tree = PackWriter(disk, keys, lock, Kind.TREE, pool)
 
     @property

@@ -48,6 +48,8 @@ def read(container: Container) -> Usage | None:
         traffic: tuple[int | None, int | None] = (None, None)
         if container.record.network.is_own:
             traffic = traffic_of(Path(f"/proc/{now.pid}/net/dev").read_text(encoding="ascii"))
+    except (FileNotFoundError, ProcessLookupError):
+        return None  # its supervisor may not have written it down yet
     except OSError:
         if container.state().status.is_alive:
             raise

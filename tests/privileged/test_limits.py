@@ -16,7 +16,7 @@ from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
 from tests.privileged.tool import DEADLINE, Tool
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.quiet]
 BUSY = "while :; do :; done"
 
 

@@ -127,8 +127,9 @@ def test_killed_ones_leave_nothing_there(lab: Lab, counter: Counter) -> None:
 
 
 @SOME
-def test_a_snapshot_killed_at_any_effect_costs_nothing_there(
-    lab: Lab, counter: Counter, every: int
+@pytest.mark.parametrize("words", [("create", "counter"), ("prune", "--keep-last", "1")])
+def test_commands_killed_at_any_effect_cost_nothing_there(
+    lab: Lab, counter: Counter, words: tuple[str, ...], every: int
 ) -> None:
     """What is published restores each time, the container runs, and the next run goes on."""
     alpha = lab["alpha"]
@@ -137,7 +138,7 @@ def test_a_snapshot_killed_at_any_effect_costs_nothing_there(
     for moment in itertools.count(1 + every // 2, every):
         alpha.pymigrate("snapshot", "create", "counter", *AT)
         alpha.sh("rm -f /srv/mark")
-        command = [*dying, str(moment), "/srv/mark", "snapshot", "create", "counter", *AT]
+        command = [*dying, str(moment), "/srv/mark", "snapshot", *words, *AT]
         done = alpha.run(command, check=False)
         died = alpha.outside("/srv/mark").exists()
         assert died or done.returncode == 0, done
