@@ -178,8 +178,8 @@ class MemorySender:
     def freeze(self, pids: Sequence[int], *, traced: bool = False) -> None:
         """From now on what is wanted is sent: the processes are frozen.
 
-        ``traced`` says that CRIU is about to write them down. Until `release` memory that can be
-        executed is not looked at: there CRIU may have put an instruction of its own.
+        ``traced`` says that CRIU is about to write them down. Until `release` only memory is looked
+        at that nobody writes to meanwhile: see `quiet` in runtime/memory.py.
 
         Raises what ended the conversation, if it has ended.
         """
@@ -377,17 +377,21 @@ class MemorySender:
                     )
                 yield
             yield from self._walk_hot()
-        areas = [(each, area) for each in memories.by_inner.values() for area in each.areas()]
-        code = [place for place in areas if place[1].executable and self._traced]
-        yield from self._walk_areas([place for place in areas if place not in code], stage)
-        if code:
-            while self._traced and not self._complete:
-                with self._changed:
-                    self._changed.wait_for(
-                        lambda: not self._traced or self._complete or self._ended or self._wanted
-                    )
-                yield
-            yield from self._walk_areas(code, stage)
+        every = memories.by_inner.values()
+        areas = [(each, area) for each in every for area in each.areas()]
+        later: list[tuple[Memory, Area]] = []
+        if self._traced:
+            quiet = {(each.inner, area) for each in every for area in each.quiet_areas()}
+            later = [(each, area) for each, area in areas if (each.inner, area) not in quiet]
+            areas = [(each, area) for each, area in areas if (each.inner, area) in quiet]
+        yield from self._walk_areas(areas, stage)
+        while later and self._traced and not self._complete:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: not self._traced or self._complete or self._ended or self._wanted
+                )
+            yield
+        yield from self._walk_areas(later, stage)
 
     def _walk_areas(self, areas: Sequence[tuple[Memory, Area]], stage: Stage) -> Iterator[None]:
         for memory, area in areas:
@@ -406,9 +410,11 @@ class MemorySender:
             if memory is None or self._complete:
                 continue  # it has ended since
             there = np.array([memory.has_page(int(each)) for each in addresses], np.bool_)
-            for area in memory.areas() if self._traced else ():
-                if area.executable:
-                    there &= (addresses < area.start) | (addresses >= area.end)
+            if self._traced:
+                quiet = np.zeros(len(addresses), np.bool_)
+                for area in memory.quiet_areas():
+                    quiet |= (addresses >= area.start) & (addresses < area.end)
+                there &= quiet
             self._send_pages(memory, addresses[there], Stage.FINAL)
             yield
 

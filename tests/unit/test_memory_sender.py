@@ -190,6 +190,46 @@ def test_code_is_not_looked_at_while_criu_is_in_it(rounds: int) -> None:
     assert code in after
 
 
+AIO = """
+import ctypes, os
+number = {"x86_64": 206, "aarch64": 0}[os.uname().machine]
+assert not ctypes.CDLL(None).syscall(number, 8, ctypes.byref(ctypes.c_ulong()))  # io_setup(2)
+print("ready", flush=True)
+input()
+"""
+
+
+def test_memory_that_the_kernel_may_still_write_to_is_looked_at_when_criu_is_done() -> None:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", AIO], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process,
+        talking(ahead=True) as (sender, target, _),
+    ):
+        assert process.stdout is not None
+        assert b"ready\n" == process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        sender.freeze([process.pid], traced=True)
+        sender.begin()
+        asked = [ABSENT + number * pages.PAGE for number in range(5)]
+        for number, address in enumerate(asked):  # between two of these it could look at memory
+            wanted = pages.news(News.WANTED, inner=inner_pid(process.pid), value=address)
+            target.news.put(wanted)
+            sender._await(lambda count=number: sender.sent.wanted > count)  # type: ignore[misc]
+        sender._await(lambda: sender._outbox.is_idle)
+        before = sent(target, 0)
+        sender.release()
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.wait()
+        memory = memory_of(process.pid)
+        process.send_signal(signal.SIGCONT)
+        process.communicate(b"\n")
+
+    assert set(asked) == before
+    assert memory.keys() <= sent(target, 0)
+
+
 def test_a_wanted_page_is_sent_though_nothing_else_is(pid: int) -> None:
     with talking() as (sender, target, _):
         sender.round([pid])
