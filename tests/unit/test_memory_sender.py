@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -123,9 +124,8 @@ def test_a_target_that_keeps_it_is_sent_all_before_it_has_processes(pid: int) ->
         sender.freeze([pid])
         sender.begin()
         sender._await(lambda: sender._has_gone)
-        sent = {at for batch in target.batches for at in addresses(batch)}
 
-        assert memory_of(pid).keys() <= sent
+        assert memory_of(pid).keys() <= sent(target, 0)
         assert {Stage.FINAL} == {batch.stage for batch in target.batches}
         target.news.put(pages.news(News.ATTACHED, value=1))
         sender.wait()
@@ -137,17 +137,21 @@ def test_a_target_that_would_lose_it_is_sent_nothing_before_it_has_processes(pid
         sender.begin()
         inner = inner_pid(pid)
         target.news.put(pages.news(News.WANTED, inner=inner, value=ABSENT))
-        sender._await(lambda: bool(sender.sent.wanted) and sender._outbox.is_idle)
-        assert [ABSENT] == [at for batch in target.batches for at in addresses(batch)]
+        sender._await(lambda: ABSENT in sent(target, 0))
+        assert {ABSENT} == sent(target, 0)
 
         target.news.put(pages.news(News.ATTACHED, value=1))
         sender.wait()
-        assert memory_of(pid).keys() <= {at for batch in target.batches for at in addresses(batch)}
+        assert memory_of(pid).keys() <= sent(target, 0)
 
 
 def sent(target: Target, since: int) -> set[int]:
     """Return of which pages the batches from that one on are."""
     return {at for batch in target.batches[since:] for at in addresses(batch)}
+
+
+def has_come(target: Target, address: int) -> bool:
+    return address in sent(target, 0)
 
 
 CODE = """
@@ -213,11 +217,10 @@ def test_memory_that_the_kernel_may_still_write_to_is_looked_at_when_criu_is_don
         sender.freeze([process.pid], traced=True)
         sender.begin()
         asked = [ABSENT + number * pages.PAGE for number in range(5)]
-        for number, address in enumerate(asked):  # between two of these it could look at memory
+        for address in asked:  # between two of these it could look at memory
             wanted = pages.news(News.WANTED, inner=inner_pid(process.pid), value=address)
             target.news.put(wanted)
-            sender._await(lambda count=number: sender.sent.wanted > count)  # type: ignore[misc]
-        sender._await(lambda: sender._outbox.is_idle)
+            sender._await(partial(has_come, target, address))
         before = sent(target, 0)
         sender.release()
         target.news.put(pages.news(News.ATTACHED, value=1))
