@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from pymigrate.runtime.sockdiag import UnixSocket, unix_sockets
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _GONE = (FileNotFoundError, ProcessLookupError)
+_ATTEMPTS = 8
 _PF_EXITING = 0x4  # linux/sched.h
 _WATCH = re.compile(r"inotify wd:\S+ ino:([0-9a-f]+) sdev:([0-9a-f]+)")
 
@@ -111,20 +112,13 @@ class Sight:
     can_read_limits: bool = True  # of processes that are not root's
     memory_device: int = 0  # of memfd_create(2)'s files, and of what is shared without a name
     huge_pages: int = 0  # free on this host
+    descendants: frozenset[int] = frozenset()  # of init, whose parents ended amid the look
     seconds: float = 0.0
 
     @property
     def family(self) -> frozenset[int]:
         """The processes that descend from init; CRIU writes down no others."""
-        parents = {process.pid: process.parent for process in self.processes}
-        family = {self.init}
-        for pid in parents:
-            line = [pid]
-            while line[-1] in parents and line[-1] not in family:
-                line.append(parents[line[-1]])
-            if line[-1] in family:
-                family.update(line)
-        return frozenset(family)
+        return family_of({self.init, *self.descendants}, self.processes)
 
 
 @dataclass(frozen=True)
@@ -157,6 +151,19 @@ class Scene:
         )
 
 
+def family_of(known: Collection[int], processes: Iterable[Process]) -> frozenset[int]:
+    """Return those known, and the processes that descend from them."""
+    parents = {process.pid: process.parent for process in processes}
+    family = {*known}
+    for pid in parents:
+        line = [pid]
+        while line[-1] in parents and line[-1] not in family:
+            line.append(parents[line[-1]])
+        if line[-1] in family:
+            family.update(line)
+    return frozenset(family)
+
+
 def look(scene: Scene) -> Sight:
     """Look at a container."""
     begun = time.monotonic()
@@ -167,6 +174,11 @@ def look(scene: Scene) -> Sight:
         for pid in (*inside, *strayed)
         if (found := process(pid, own_group=pid not in strayed)) is not None
     )
+    family = family_of({scene.init}, processes)
+    doubtful = {
+        each.pid: descends(each.pid, scene.init) for each in processes if each.pid not in family
+    }
+    processes = tuple(each for each in processes if doubtful.get(each.pid, False) is not None)
     watched = any(opened.watches for each in processes for opened in each.opened)
     root = Path(f"/proc/{scene.init}")
     unix = unix_sockets(scene.init) if _has_unix(processes) else ()
@@ -191,6 +203,7 @@ def look(scene: Scene) -> Sight:
         else (),
         announced=scene.announced,
         left_out=mounts.cgroup_places(scene.spec),
+        descendants=frozenset(pid for pid, does in doubtful.items() if does),
         hinted=frozenset(_hinted(root / "root")) if watched else frozenset(),
         own_users=scene.spec.private("user"),
         own_network=scene.own_network,
@@ -203,6 +216,25 @@ def look(scene: Scene) -> Sight:
         ),
         seconds=time.monotonic() - begun,
     )
+
+
+def descends(pid: int, init: int) -> bool | None:
+    """Ask once more whether a process descends from init; None if it has ended.
+
+    A parent that ended, or was born, since the first look is in nobody's list. Where parents go on
+    ending while we ask, it descends: those of what came by exec stay.
+    """
+    for _ in range(_ATTEMPTS):
+        at = pid
+        try:
+            while at not in (0, 1, init):
+                at = int(_fields(f"/proc/{at}/status")["PPid"])
+        except _GONE:
+            if at == pid:
+                return None
+            continue  # its child has another parent by now
+        return at == init
+    return True
 
 
 def is_below(path: str, place: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,3 +265,31 @@ def test_an_answer_of_the_kernel_about_a_unix_socket_is_read() -> None:
     listening = bytes([1, 1, 10, 0]) + head[4:]
     icons = bytes([12, 0, 3, 0]) + (7).to_bytes(4, "little") + (8).to_bytes(4, "little")
     assert UnixSocket(5, 0, waiting=(7, 8)) == sockdiag.parse(listening + icons)
+
+
+def test_who_descends_is_asked_once_more() -> None:
+    here, parent = os.getpid(), os.getppid()
+
+    assert True is sight.descends(here, here)
+    assert True is sight.descends(here, parent)
+    assert False is sight.descends(parent, here)
+
+
+def test_a_parent_that_ends_meanwhile_leaves_its_child_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parents = iter([{"PPid": "8"}, None, {"PPid": "5"}])
+
+    def told(_path: str) -> dict[str, str]:
+        if (fields := next(parents)) is None:
+            raise ProcessLookupError
+        return fields
+
+    monkeypatch.setattr(sight, "_fields", told)
+    assert True is sight.descends(9, 5)
+
+
+def test_who_has_ended_is_nobody() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert None is sight.descends(process.pid, os.getpid())

@@ -193,6 +193,33 @@ def test_check_tells_the_scan_with_its_cost(box: Box) -> None:
 
 
 # Each fork makes the next and ends; its child is taken by init, which reaps.
+# Eight lines of processes, each of which makes the next one and ends; init reaps them.
+STORM = """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(8):
+  if os.fork() == 0:
+    while True:
+      handle = os.memfd_create('m')
+      if os.fork() != 0:
+        os._exit(0)
+      os.close(handle)
+"""
+LOOKS = 60
+
+
+def test_processes_that_fork_all_the_time_are_no_finding(box: Box) -> None:
+    """What is born, ends or changes its parent amid a look is no stray, no exec, no zombie kept."""
+    container = box.start(STORM, "--pids-limit", "200")
+    scene = sight.Scene.of(container)
+    assert scene is not None
+    met: set[int] = set()
+    for _ in range(LOOKS):
+        seen = sight.look(scene)
+        met.update(process.pid for process in seen.processes)
+        assert [] == [each for each in scan.judge(seen) if each.check != "zombie"]
+    assert len(met) > LOOKS  # it was another storm in each look
+
+
 def test_a_hundred_processes_are_looked_at_in_no_time(box: Box) -> None:
     forks = "for _ in range(99):\n  if os.fork() == 0:\n    while True: signal.pause()"
     container = box.start(forks)
