@@ -220,6 +220,27 @@ def test_processes_that_fork_all_the_time_are_no_finding(box: Box) -> None:
     assert len(met) > LOOKS  # it was another storm in each look
 
 
+def test_a_child_whose_parent_was_missed_did_not_come_by_exec(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = box.start("if os.fork() == 0:\n  os.fork()\n  while True: signal.pause()")
+    scene = sight.Scene.of(container)
+    assert scene is not None
+    whole = sight.look(scene)
+    (missed,) = (each.pid for each in whole.processes if each.parent == whole.init)
+    process = sight.process
+    monkeypatch.setattr(
+        sight,
+        "process",
+        lambda pid, *, own_group: None if pid == missed else process(pid, own_group=own_group),
+    )
+
+    seen = sight.look(scene)
+
+    assert 2 == len(seen.processes)
+    assert [] == scan.judge(seen)
+
+
 def test_a_hundred_processes_are_looked_at_in_no_time(box: Box) -> None:
     forks = "for _ in range(99):\n  if os.fork() == 0:\n    while True: signal.pause()"
     container = box.start(forks)
