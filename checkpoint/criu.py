@@ -12,6 +12,7 @@ import array
 import contextlib
 import functools
 import json
+import logging
 import os
 import resource
 import select
@@ -27,6 +28,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from pymigrate.runtime.errors import CheckpointError, MissingFeature
+
+logger = logging.getLogger(__name__)
 
 PREFIX = Path("/opt/pymigrate/criu")
 """Where the set-up puts a CRIU if the distribution's does not work on the running kernel."""
@@ -191,6 +194,7 @@ class Session:
 
     def ask(self, kind: str, options: Mapping[str, object]) -> None:
         """Send the request; `kind` is a name of CRIU's criu_req_type, such as ``DUMP``."""
+        logger.debug("criu is asked: %s %s", kind, json.dumps(options))
         rpc = self._messages
         request = rpc.criu_req(type=rpc.criu_req_type.Value(kind))
         _fill(request.opts, options)

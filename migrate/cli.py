@@ -84,7 +84,8 @@ class Parser(argparse.ArgumentParser):
             (("-v", "--verbose"), "say more"),
             (
                 ("--debug",),
-                "show tracebacks; keep CRIU's logs and requests in the container's directory",
+                "show tracebacks and what CRIU is asked for; keep that, and CRIU's logs, in the "
+                "container's directory",
             ),
         ):
             options.add_argument(*flags, action="store_true", default=argparse.SUPPRESS, help=text)
@@ -129,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         arguments = _parse(words)
+        if arguments.debug:
+            _show_debugging()
         exit_code = int(arguments.run(arguments))
         sys.stdout.flush()  # here, where a full disk or a reader that went away can still be told
         return exit_code
@@ -160,6 +163,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         output.complain(PymigrateError("interrupted; nothing is left half-done"))
         return 128 + int(number)
+
+
+def _show_debugging() -> None:
+    """Show on stderr what our own modules note for maintainers; nothing of libraries."""
+    import logging
+
+    ours = logging.getLogger("pymigrate")
+    ours.setLevel(logging.DEBUG)
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler())
 
 
 def _fill_standard_descriptors() -> None:

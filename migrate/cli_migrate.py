@@ -238,6 +238,7 @@ def _prepare(
         arguments.tcp,
         arguments.data,
         budget=budget,
+        debug=arguments.debug,
         limit=limit,
     )
     skip = output.skipped(arguments)

@@ -157,7 +157,8 @@ def create(arguments: argparse.Namespace) -> int:
     from pymigrate.migrate import snapshots
 
     container = Container.open(Host.open(arguments.root), arguments.name)
-    options = DumpOptions(leave_running=True, skip=output.skipped(arguments))
+    skip = output.skipped(arguments)
+    options = DumpOptions(leave_running=True, debug=arguments.debug, skip=skip)
     with _opened(arguments, make=True) as repository:
         made = snapshots.create(container, repository, arguments.tag, options)
     if arguments.json:

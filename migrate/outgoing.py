@@ -85,6 +85,7 @@ class Attempt:
     lazy: bool = False
     budget: Budget = field(default_factory=Budget)
     quota_before: CpuQuota | None = None  # what a crash left throttled
+    debug: bool = False  # keep what CRIU is asked for, and its log
     limit: RateLimit | None = None  # for all of its connections, and for those of its group
 
     @property
@@ -110,7 +111,7 @@ class Attempt:
             migration_id=self.migration_id,
             directory=self.directory,
             hostname=os.uname().nodename,
-            options=DumpOptions(tcp=self.tcp, lazy=self.lazy),
+            options=DumpOptions(tcp=self.tcp, lazy=self.lazy, debug=self.debug),
             wanted_data=self.data,
             mode=self.mode,
             lazy=self.lazy,

@@ -472,12 +472,20 @@ def test_debug_keeps_what_criu_was_asked_for_and_its_logs(tool: Tool, tmp_path: 
     tool.run("checkpoint", "web", "--leave-running", "-o", saved)
     assert not any(path.exists() for path in kept)
 
-    tool.run("checkpoint", "web", "--leave-running", "-o", tmp_path / "again.tar", "--debug")
+    again = ("-o", tmp_path / "again.tar", "--debug")
+    said = tool.run("checkpoint", "web", "--leave-running", *again)
+    assert "criu is asked: DUMP {" in said
+    assert "secret" not in said
     request, log = (path.read_text() for path in kept)
     assert container.state().pid == json.loads(request)["pid"]
     assert "Running post-dump scripts" in log  # where it is held, with nothing left to be written
     assert "secret" not in request
     assert [0o600, 0o600] == [path.stat().st_mode & 0o777 for path in kept]
+
+    for path in kept:
+        path.unlink()
+    tool.run("snapshot", "create", "web", "--repo", tmp_path / "repository", "--debug")
+    assert all(path.stat().st_size for path in kept)
 
     tool.run("rm", "-f", "web")
     tool.run("restore", saved, "--debug")

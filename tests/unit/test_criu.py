@@ -51,6 +51,15 @@ def test_notifications_are_answered_one_by_one_until_the_answer() -> None:
     )
 
 
+def test_what_is_asked_is_told_to_who_debugs(caplog: pytest.LogCaptureFixture) -> None:
+    fake = ScriptedCriu([expect("DUMP"), reply("DUMP", success=True)])
+    with caplog.at_level("DEBUG", "pymigrate"), Session.start(fake.spawn) as session:
+        session.ask("DUMP", {"images_dir_fd": 3, "pid": 17})
+        session.next(5)
+    fake.finish()
+    assert ['criu is asked: DUMP {"images_dir_fd": 3, "pid": 17}'] == caplog.messages
+
+
 def test_descriptor_of_a_terminal_arrives() -> None:
     read, write = os.pipe()
     fake = ScriptedCriu([expect("RESTORE"), notify("orphan-pts-master", fds=[write])])

@@ -75,6 +75,21 @@ def talking(
         sender.close()
 
 
+@contextmanager
+def stopped(program: str) -> Iterator[tuple[int, bytes]]:
+    """Run a program until its first line, and stop it: it is the same whenever it is looked at."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        yield process.pid, said
+        process.send_signal(signal.SIGCONT)
+        process.communicate(b"\n")
+
+
 @pytest.fixture
 def pid() -> Iterator[int]:
     """Run a process with memory of which each page is another."""
@@ -83,16 +98,8 @@ def pid() -> Iterator[int]:
         "for at in range(0, len(a), 4096): a[at:at+8] = at.to_bytes(8, 'big') or b'x'\n"
         "a[0] = 1; print('ready', flush=True); input()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert b"ready\n" == process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)  # so that it is the same whenever it is looked at
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-        yield process.pid
-        process.send_signal(signal.SIGCONT)
-        process.communicate(b"\n")
+    with stopped(program) as (found, _):
+        yield found
 
 
 def test_what_is_taken_at_once_never_closes_the_window(pid: int) -> None:
@@ -165,30 +172,20 @@ input()
 
 @pytest.mark.parametrize("rounds", [0, 1])
 def test_code_is_not_looked_at_while_criu_is_in_it(rounds: int) -> None:
-    with (
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process,
-        talking(ahead=True) as (sender, target, _),
-    ):
-        assert process.stdout is not None
-        code = int(process.stdout.readline())
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    with stopped(CODE) as (pid, said), talking(ahead=True) as (sender, target, _):
+        code = int(said)
         for _ in range(rounds):
-            sender.round([process.pid])  # after which what it sent is looked at first
+            sender.round([pid])  # after which what it sent is looked at first
         early = len(target.batches)
-        sender.freeze([process.pid], traced=True)
+        sender.freeze([pid], traced=True)
         sender.begin()
-        others = memory_of(process.pid).keys() - set(range(code, code + (1 << 16), pages.PAGE))
+        others = memory_of(pid).keys() - set(range(code, code + (1 << 16), pages.PAGE))
         sender._await(lambda: others <= sent(target, early))
         before = sent(target, early)
         sender.release()
         target.news.put(pages.news(News.ATTACHED, value=1))
         sender.wait()
         after = sent(target, early)
-        process.send_signal(signal.SIGCONT)
-        process.communicate(b"\n")
 
     assert code not in before
     assert code in after
@@ -204,30 +201,19 @@ input()
 
 
 def test_memory_that_the_kernel_may_still_write_to_is_looked_at_when_criu_is_done() -> None:
-    with (
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", AIO], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process,
-        talking(ahead=True) as (sender, target, _),
-    ):
-        assert process.stdout is not None
-        assert b"ready\n" == process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-        sender.freeze([process.pid], traced=True)
+    with stopped(AIO) as (pid, _), talking(ahead=True) as (sender, target, _):
+        sender.freeze([pid], traced=True)
         sender.begin()
         asked = [ABSENT + number * pages.PAGE for number in range(5)]
         for address in asked:  # between two of these it could look at memory
-            wanted = pages.news(News.WANTED, inner=inner_pid(process.pid), value=address)
+            wanted = pages.news(News.WANTED, inner=inner_pid(pid), value=address)
             target.news.put(wanted)
             sender._await(partial(has_come, target, address))
         before = sent(target, 0)
         sender.release()
         target.news.put(pages.news(News.ATTACHED, value=1))
         sender.wait()
-        memory = memory_of(process.pid)
-        process.send_signal(signal.SIGCONT)
-        process.communicate(b"\n")
+        memory = memory_of(pid)
 
     assert set(asked) == before
     assert memory.keys() <= sent(target, 0)
