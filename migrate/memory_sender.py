@@ -23,7 +23,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,6 +38,7 @@ from pymigrate.migrate.batching import (
 )
 from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
+from pymigrate.migrate.progress import Sent
 from pymigrate.runtime.errors import MigrationError
 from pymigrate.runtime.memory import Area, Memories, Memory
 from pymigrate.transport import compression, pages
@@ -49,26 +49,6 @@ from pymigrate.transport.pages import PAGE, Kind, News, Run, Stage
 SIZE = pages.MAX_PAGES * PAGE + pages.TRAILER
 WORKERS = 2  # threads that compress
 AROUND = 8  # pages that go with a wanted one
-
-
-@dataclass
-class Sent:
-    """What was sent so far, in pages; ``wire`` in bytes after compression.
-
-    ``sending`` is how many seconds passed in which nothing was read, since the link had to be
-    waited for: what sending costs beyond looking at the memory. ``turn`` counts the times that all
-    memory was begun to be looked at, and ``looked`` the pages of the last one.
-    """
-
-    turn: int = 0
-    looked: int = 0
-    early: int = 0
-    content: int = 0
-    zero: int = 0
-    same: int = 0
-    wanted: int = 0
-    wire: int = 0
-    sending: float = 0.0
 
 
 class MemorySender:

@@ -1,4 +1,4 @@
-"""How far a move has come, how fast it goes on, and how long that will take. Pure.
+"""What was sent, how far a move has come, how fast it goes on, how long that will take. Pure.
 
 Memory is looked at in turns: once for each round, and once frozen. What is left of a turn is known,
 how many turns there will be is not, so the time left is that of the turn.
@@ -10,6 +10,26 @@ from collections import deque
 from dataclasses import dataclass
 
 WINDOW = 3.0  # seconds over which a rate is taken
+
+
+@dataclass
+class Sent:
+    """What was sent so far, in pages; ``wire`` in bytes after compression.
+
+    ``sending`` is how many seconds passed in which nothing was read, since the link had to be
+    waited for: what sending costs beyond looking at the memory. ``turn`` counts the times that all
+    memory was begun to be looked at, and ``looked`` the pages of the last one.
+    """
+
+    turn: int = 0
+    looked: int = 0
+    early: int = 0
+    content: int = 0
+    zero: int = 0
+    same: int = 0
+    wanted: int = 0
+    wire: int = 0
+    sending: float = 0.0
 
 
 @dataclass(frozen=True)

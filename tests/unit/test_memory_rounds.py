@@ -11,8 +11,9 @@ import pytest
 
 from pymigrate.migrate.budget import Budget, NoConverge
 from pymigrate.migrate.memory_rounds import BREATH, MOST_CUTS, MemoryRounds, Throttle
-from pymigrate.migrate.memory_sender import MemorySender, Sent
+from pymigrate.migrate.memory_sender import MemorySender
 from pymigrate.migrate.modes import Mode
+from pymigrate.migrate.progress import Sent
 from pymigrate.runtime.cgroups import Cgroup, CpuQuota
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import HostError, MigrationError, MissingFeature, Unreachable

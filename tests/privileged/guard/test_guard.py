@@ -6,7 +6,7 @@ import inspect
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -226,20 +226,29 @@ def test_a_busy_supervisor_lets_it_go_on_when_it_can(lab: Lab, counter: Counter)
         echo.finish()
 
 
+def struck(host: Host, strike: Callable[[Host, int], bool], moments: Iterable[int]) -> int:
+    """Strike while a container with memory is written down; it counts on each time.
+
+    Return how often it came to that.
+    """
+    host.pymigrate("rm", "-f", "counter")
+    host.pymigrate("run", "-d", "--name", "counter", "small", "sh", "-c", HEAVY)
+    count = host.outside("/srv/pymigrate/containers/counter/upper/count")
+    until(count.exists)
+    times = 0
+    for moment in moments:
+        times += strike(host, moment)
+        size = count.stat().st_size
+        until(lambda least=size: count.stat().st_size > least)  # type: ignore[misc]
+        (listed,) = host.pymigrate_json("ps")
+        assert "running" == listed["status"]
+    return times
+
+
 def test_snapshots_killed_from_outside_at_many_moments(lab: Lab, counter: Counter) -> None:
     """The command itself, with memory enough for CRIU to be at work when the signal comes."""
     alpha = lab["alpha"]
-    alpha.pymigrate("rm", "-f", "counter")
-    alpha.pymigrate("run", "-d", "--name", "counter", "small", "sh", "-c", HEAVY)
-    count = alpha.outside("/srv/pymigrate/containers/counter/upper/count")
-    until(count.exists)
-    alive = 0
-    for files in range(0, 36, 3):
-        alive += killed_in_the_dump(alpha, files)
-        size = count.stat().st_size
-        until(lambda least=size: count.stat().st_size > least)  # type: ignore[misc]
-        assert "running" == counter.status(alpha)
-    assert alive > 6
+    assert struck(alpha, killed_in_the_dump, range(0, 36, 3)) > 6
     alpha.pymigrate("snapshot", "create", "counter")
     alpha.pymigrate("snapshot", "verify", "--data")
     until(lambda: nothing_left(alpha))
@@ -294,17 +303,7 @@ def test_stuck_criu_is_ended_and_the_container_goes_on(
 
 def test_criu_that_gets_stuck_amid_the_dump_is_ended(lab: Lab, counter: Counter) -> None:
     alpha = lab["alpha"]
-    alpha.pymigrate("rm", "-f", "counter")
-    alpha.pymigrate("run", "-d", "--name", "counter", "small", "sh", "-c", HEAVY)
-    count = alpha.outside("/srv/pymigrate/containers/counter/upper/count")
-    until(count.exists)
-    stuck = 0
-    for files in range(1, 30, 3):
-        stuck += stopped_in_the_dump(alpha, files)
-        size = count.stat().st_size
-        until(lambda least=size: count.stat().st_size > least)  # type: ignore[misc]
-        assert "running" == counter.status(alpha)
-    assert stuck > 3
+    assert struck(alpha, stopped_in_the_dump, range(1, 30, 3)) > 3
     alpha.pymigrate("snapshot", "create", "counter")
     until(lambda: nothing_left(alpha))
 
