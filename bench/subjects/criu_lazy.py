@@ -19,6 +19,7 @@ from tests.lab import Host, Process
 IMAGES = Path("/srv/bench/lazy")
 PORT = 7100
 PATIENCE = 120.0  # seconds for each step
+STEP = 0.002  # seconds between two looks at whether it listens, which it says to nobody
 PIPE = 4 << 20  # bytes: what fs.pipe-max-size must be for `criu dump --lazy-pages`
 
 
@@ -82,7 +83,7 @@ class CriuLazy:
         while not socket.exists():
             if pages.poll() is not None or time.monotonic() > deadline:
                 raise BenchError(f"criu lazy-pages: {self._log(target, 'lazy-pages')}")
-            time.sleep(0.002)
+            time.sleep(STEP)
         restore = self._start(
             target, "restore", "--lazy-pages", "--restore-detached", "--manage-cgroups=ignore"
         )
