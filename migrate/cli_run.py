@@ -87,11 +87,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="let a port of this host lead to one of its; after a move, of that host")  # fmt: skip
     add("--bandwidth", metavar="RATE", help="at most so much each way, such as 10mbit")
     add_limits(parser)
-    add("--io-weight", type=int, metavar="N", help="its share of disks: 10 to 1000, 100 is usual")
-    for what, unit in (("bps", "bytes"), ("iops", "operations")):
-        for way in ("read", "write"):
-            add(f"--device-{way}-{what}", action="append", default=[], metavar="DEVICE:RATE",
-                help=f"at most so many {unit} a second, such as /dev/sda:1000")  # fmt: skip
     add("--cpu-baseline", metavar="LEVEL",
         help="hold its glibc programs to x86-64-v2 or x86-64-v3, so that it can move to "
         "lesser CPUs")  # fmt: skip
@@ -119,6 +114,13 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     add("--cpu-weight", type=int, metavar="N", help="1 to 10000; 100 is usual")
     add("--cpuset-cpus", metavar="LIST", help="only these CPUs, such as 0-2,5")
     add("--pids-limit", type=int, metavar="N", help="at most so many processes; -1: no limit")
+    add("--hugetlb", action="append", default=[], metavar="SIZE:LIMIT",
+        help="at most so much in huge pages of a size, such as 2MB:64m; -1: no limit")  # fmt: skip
+    add("--io-weight", type=int, metavar="N", help="its share of disks: 10 to 1000, 100 is usual")
+    for what, unit in (("bps", "bytes"), ("iops", "operations")):
+        for way in ("read", "write"):
+            add(f"--device-{way}-{what}", action="append", default=[], metavar="DEVICE:RATE",
+                help=f"at most so many {unit} a second, such as /dev/sda:99; -1: any")  # fmt: skip
 
 
 def create(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pymigrate.migrate.amounts import NOTHING, size
 from pymigrate.runtime.errors import UsageError
-from pymigrate.runtime.settings import IoRate, Resources, Rlimit
+from pymigrate.runtime.settings import HugepageLimit, IoRate, Resources, Rlimit
+from pymigrate.runtime.spec_resources import is_page_size
 from pymigrate.runtime.values import replace
 
 CPU_PERIOD_US = 100_000
@@ -91,8 +92,17 @@ def resources(
     )
 
 
-def io_limits(given: argparse.Namespace) -> dict[str, Any]:
-    """Read ``--io-weight`` and the limits of block devices: fields of Resources."""
+def chosen(given: argparse.Namespace) -> Resources:
+    """Read all limits of a new container."""
+    read = resources(**{name: getattr(given, name) for name in LIMITS})
+    return replace(read, **_merged(read, listed(given)))
+
+
+def listed(given: argparse.Namespace) -> dict[str, Any]:
+    """Read ``--io-weight`` and what is given for each disk or size of page: fields of Resources.
+
+    Where -1 was given, that one is without a limit: a rate of 0, huge pages of -1.
+    """
     weight = given.io_weight
     if weight is not None and not 10 <= weight <= 1000:
         raise UsageError(f"--io-weight {weight}: not from 10 to 1000; {NOTHING}")
@@ -100,26 +110,55 @@ def io_limits(given: argparse.Namespace) -> dict[str, Any]:
     for field, name in IO_RATES.items():
         option = f"--{name.replace('_', '-')}"
         found[field] = tuple(_io_rate(text, option) for text in getattr(given, name))
-    return found
+    found["hugepages"] = tuple(_hugepages(text) for text in given.hugetlb)
+    return {field: value for field, value in found.items() if value}
+
+
+def _merged(old: Resources, new: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields as they are then: what was, but of each disk and size the newest."""
+    merged = dict(new)
+    for field in IO_RATES.keys() & new:
+        rates = {(each.major, each.minor): each for each in (*getattr(old, field), *new[field])}
+        merged[field] = tuple(each for each in rates.values() if each.rate)
+    if "hugepages" in new:
+        pages = {each.page_size: each for each in (*old.hugepages, *new["hugepages"])}
+        merged["hugepages"] = tuple(each for each in pages.values() if each.limit >= 0)
+    return merged
+
+
+def _hugepages(text: str) -> HugepageLimit:
+    page_size, colon, value = text.partition(":")
+    if not colon or not is_page_size(page_size):
+        raise UsageError(
+            f"--hugetlb {text}: not SIZE:LIMIT; {NOTHING}",
+            hint="2MB:64m; sizes as the kernel names them, 64KB, 2MB, 1GB",
+        )
+    return HugepageLimit(page_size, -1 if value == "-1" else size(value, "--hugetlb"))
 
 
 def _io_rate(text: str, option: str) -> IoRate:
     path, colon, value = text.rpartition(":")
     if not colon or not path.startswith("/"):
         raise UsageError(f"{option} {text}: not DEVICE:RATE; {NOTHING}", hint="/dev/sda:1m")
-    if option.endswith("bps"):
+    if value == "-1":
+        rate = 0
+    elif option.endswith("bps"):
         rate = size(value, option)
     elif value.isascii() and value.isdigit() and 0 < int(value) < 1 << 32:
         rate = int(value)
     else:
         raise UsageError(f"{option} {text}: {value!r} is no number of operations; {NOTHING}")
+    return IoRate(*_block_device(path, f"{option} {text}"), rate)
+
+
+def _block_device(path: str, said: str) -> tuple[int, int]:
     try:
         status = Path(path).stat()
     except OSError as error:
-        raise UsageError(f"{option} {text}: {path}: {error.strerror}; {NOTHING}") from error
+        raise UsageError(f"{said}: {path}: {error.strerror}; {NOTHING}") from error
     if not stat.S_ISBLK(status.st_mode):
-        raise UsageError(f"{option} {text}: {path} is no block device; {NOTHING}")
-    return IoRate(*_whole_disk(os.major(status.st_rdev), os.minor(status.st_rdev)), rate)
+        raise UsageError(f"{said}: {path} is no block device; {NOTHING}")
+    return _whole_disk(os.major(status.st_rdev), os.minor(status.st_rdev))
 
 
 def _whole_disk(major: int, minor: int) -> tuple[int, int]:
@@ -146,16 +185,17 @@ def changed_resources(old: Resources, arguments: argparse.Namespace) -> tuple[Re
     unlimited_cpus = given["cpus"] == "-1"  # which says nothing to run
     read = resources(**{**given, "cpus": None if unlimited_cpus else given["cpus"]})
     fields = [field for name, value in given.items() if value is not None for field in LIMITS[name]]
-    if not fields:
+    others = listed(arguments)
+    if not fields and not others:
         raise UsageError(f"no limit was given; {NOTHING}", hint="such as --memory 512m")
     wanted: dict[str, Any] = {field: getattr(read, field) for field in fields}
-    new = replace(old, **wanted)
+    new = replace(old, **wanted, **_merged(old, others))
     if wanted.get("cpu_quota_us", 0) is None:
         del wanted["cpu_period_us"]  # no quota has no period
     to_set: dict[str, Any] = {
         name: -1 if value is None else value for name, value in wanted.items()
     }
-    return Resources(**to_set), new
+    return Resources(**to_set, **others), new
 
 
 def _quota(cpus: str) -> int:

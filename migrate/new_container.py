@@ -236,12 +236,7 @@ def _spec(
         sysctl=options.sysctls(arguments.sysctl),
         uid_mappings=users,
         gid_mappings=groups,
-        resources=replace(
-            limit_options.resources(
-                **{name: getattr(arguments, name) for name in limit_options.LIMITS}
-            ),
-            **limit_options.io_limits(arguments),
-        ),
+        resources=limit_options.chosen(arguments),
         **overrides,
     )
     extra = (

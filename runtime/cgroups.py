@@ -227,10 +227,9 @@ class Cgroup:
             for directory, limit in self._plan(resources):
                 if limit.controller == "devices":
                     continue
-                before = files.read(directory, limit.file)
+                before = files.as_it_is(directory, limit)
                 files.set_limit(directory, limit)
-                # An empty list must be a line, or nothing at all would be written.
-                undo.callback(files.write, directory, limit.file, before or "\n")
+                undo.callback(files.write, directory, limit.file, before)
             yield
             undo.pop_all()
 

@@ -7,16 +7,21 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from pymigrate.runtime.deadline import Deadline
 from pymigrate.runtime.errors import ContainerError, HostError, MissingFeature
 from pymigrate.runtime.values import dataclass, replace
 
+if TYPE_CHECKING:
+    from pymigrate.runtime.settings import HugepageLimit
+
 # What rmdir and the writes of a cgroup say while it still has processes or children.
 _IN_USE = (errno.EBUSY, errno.ENOTEMPTY)
 _BATCH = 256  # pidfds held at a time; a process may have 1024 files by default
 IO_WEIGHT = "weight of block io"
+HUGETLB = "hugetlb"
 _NAMED = 8  # processes that a message lists
 
 
@@ -39,6 +44,24 @@ class Limit:
             return self
         file, value = self.instead
         return replace(self, file=file, value=value, instead=None)
+
+
+def hugepage_limits(asked: Iterable[HugepageLimit], file: str, *, none: str) -> list[Limit]:
+    """Return what limits huge pages; ``file`` and ``none`` are named so in this version.
+
+    Both what is in use, beyond which a process gets SIGBUS, and what is reserved, beyond which
+    mmap(2) already fails: programs are ready for the second one only.
+    """
+    return [
+        Limit(
+            f"limit of huge pages of {each.page_size}",
+            HUGETLB,
+            f"{HUGETLB}.{each.page_size}.{kind}{file}",
+            none if each.limit < 0 else str(each.limit),
+        )
+        for each in asked
+        for kind in ("", "rsvd.")
+    ]
 
 
 def read(directory: str, file: str) -> str:
@@ -90,17 +113,37 @@ def set_limit(directory: str, limit: Limit) -> None:
         ) from error
 
 
+def as_it_is(directory: str, limit: Limit) -> str:
+    """Return what would be written to have what is there now, of one disk where it is about one."""
+    text = read(directory, limit.file)
+    disk, _, value = limit.value.partition(" ")
+    if ":" not in disk:
+        return text or "\n"  # an empty list must be a line, or nothing at all would be written
+    for line in text.splitlines():
+        if line.startswith(f"{disk} "):
+            return line
+    key, equals, _ = value.partition("=")
+    return f"{disk} {key}=max" if equals else f"{disk} 0"
+
+
 def missing(directory: str, limit: Limit, *, swap_hint: str) -> MissingFeature:
     """Return the error for a limit that this host has no file for."""
     hint = f"the {limit.controller} controller is not enabled in {directory}"
     if "swap" in limit.what:
         hint = swap_hint
+    elif limit.controller == HUGETLB and (sizes := _page_sizes(directory)):
+        hint = f"this kernel has huge pages of {' and '.join(sizes)}"
     elif limit.what == IO_WEIGHT:
         hint = "shares of a disk need the kernel's BFQ scheduler; limits of it do not"
     return MissingFeature(
         f"this host cannot enforce the {limit.what}: there is no {directory}/{limit.file}",
         hint=hint,
     )
+
+
+def _page_sizes(directory: str) -> list[str]:
+    names = [name.split(".") for name in os.listdir(directory)]  # noqa: PTH208
+    return sorted({words[1] for words in names if words[0] == HUGETLB})
 
 
 def tree(directory: str) -> list[str]:

@@ -18,7 +18,9 @@ from pymigrate.runtime.deadline import Deadline
 if TYPE_CHECKING:
     from pymigrate.runtime.spec import DeviceRule, Resources
 
-CONTROLLERS = ("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids")
+CONTROLLERS = (
+    *("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "pids"),
+)
 SWAP_HINT = "boot the kernel with swapaccount=1, or leave --memory-swap out"
 
 # A single-threaded process that writes "0" here moves itself without the lock that stops every
@@ -68,6 +70,7 @@ def limits(resources: Resources, *, memory_and_swap_now: int | None) -> tuple[Li
         most = str(resources.pids_limit) if resources.pids_limit > 0 else "max"
         plan.append(Limit("limit of processes", "pids", "pids.max", most))
     plan += _io(resources)
+    plan += files.hugepage_limits(resources.hugepages, "limit_in_bytes", none="-1")
     plan += [_device(rule) for rule in resources.devices or cgroups_devices.DEFAULT]
     return tuple(plan)
 

@@ -20,7 +20,8 @@ from pymigrate.runtime.deadline import Deadline
 if TYPE_CHECKING:
     from pymigrate.runtime.spec import Resources
 
-CONTROLLERS = frozenset({"cpu", "cpuset", "io", "memory", "pids"})
+CONTROLLERS = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "pids"})
+_DELEGATED = CONTROLLERS - {"hugetlb"}  # systemd hands this one on to nobody
 SWAP_HINT = "this kernel has no swap accounting: leave --memory-swap out"
 JOIN_FILE = "cgroup.procs"
 VERSION = 2
@@ -49,7 +50,7 @@ def limits(resources: Resources) -> tuple[Limit, ...]:
     if resources.pids_limit is not None:
         most = _most(resources.pids_limit or -1)
         plan.append(Limit("limit of processes", "pids", "pids.max", most))
-    return (*plan, *_io(resources))
+    return (*plan, *_io(resources), *files.hugepage_limits(resources.hugepages, "max", none="max"))
 
 
 def io_weight(weight: int) -> int:
@@ -101,13 +102,15 @@ def nearest_parent(own: str, mount_point: str) -> str:
 
     That is the nearest one, upwards from the caller's own, that can hand on as many controllers
     as any of them can, and that either does so already, or has no processes, or is the root.
-    Where there is none (all is full of processes, or no controller is in v2, as on most hybrid
+    Where there is none (all is full of processes, or no controller is in v2, as on many hybrid
     hosts), it is the caller's own: then containers can be frozen and killed, not limited.
+    Huge pages are no reason to leave a place that was delegated with all the others.
     """
+    worth = can_give(mount_point) & _DELEGATED or CONTROLLERS
     best, most = own, 0
     directory = own
     while True:
-        given = len(_can_give(directory))
+        given = len(can_give(directory) & worth)
         if given > most:
             best, most = directory, given
         if directory == mount_point or not directory.startswith(f"{mount_point}/"):
@@ -115,7 +118,7 @@ def nearest_parent(own: str, mount_point: str) -> str:
         directory = os.path.dirname(directory)  # noqa: PTH120 hot path
 
 
-def _can_give(directory: str) -> frozenset[str]:
+def can_give(directory: str) -> frozenset[str]:
     """Return the controllers that the children of a directory have or may get."""
     try:
         enabled = files.read_words(directory, "cgroup.subtree_control")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pymigrate.runtime import cgroups
+from pymigrate.runtime import cgroups, cgroups_v2
 
 PIPE_BYTES = 4 << 20
 """CRIU joins page pipes of this size when it dumps lazily (CRIU: criu/page-pipe.c)."""
@@ -93,6 +93,9 @@ def _cgroup_findings() -> list[Finding]:
             )
         ]
     present = {name for member in held.members for name in member.controllers}
+    for member in held.members:
+        if member.version == 2:
+            present |= cgroups_v2.can_give(member.base)
     return [
         Finding("cgroups", True, "limits", kind, required=True),
         Finding("freezer", True, "the one instant of a checkpoint", f"v{version}", required=True),

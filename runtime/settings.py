@@ -133,6 +133,14 @@ class IoRate:
 
 
 @dataclass(frozen=True)
+class HugepageLimit:
+    """At most so many bytes in huge pages of one size, named as the kernel does: 2MB."""
+
+    page_size: str
+    limit: int
+
+
+@dataclass(frozen=True)
 class Resources:
     """Limits for the cgroup; None is no limit. Bytes, microseconds, cgroup v2's weight 1..10000.
 
@@ -152,6 +160,7 @@ class Resources:
     io_write_bps: tuple[IoRate, ...] = ()
     io_read_iops: tuple[IoRate, ...] = ()
     io_write_iops: tuple[IoRate, ...] = ()
+    hugepages: tuple[HugepageLimit, ...] = ()
     devices: tuple[DeviceRule, ...] = ()
 
 

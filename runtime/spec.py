@@ -284,10 +284,10 @@ def process_from_document(document: object) -> Process:
 
 
 def resources_from_document(document: object) -> Resources:
-    """Read an object like ``linux.resources``."""
+    """Read an object like ``linux.resources`` that changes limits: -1 takes one away."""
     node = Node(document, "resources")
     node.get("")  # an object?
-    return parse_resources(node)
+    return parse_resources(node, no_limit=-1)
 
 
 def load(path: Path) -> Spec:

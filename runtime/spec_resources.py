@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pymigrate.runtime.document import Node, each_of, number_of, or_else, some
 from pymigrate.runtime.errors import UsageError
-from pymigrate.runtime.settings import DeviceRule, IoRate, Resources
+from pymigrate.runtime.settings import DeviceRule, HugepageLimit, IoRate, Resources
 
 
 def _device_rule(node: Node) -> DeviceRule:
@@ -38,6 +38,7 @@ _RESOURCES = {
     "pids": {"limit"},
     "unified": {"cpu.weight"},
     "blockIO": {"weight", *_IO_RATES},
+    "hugepageLimits": None,
 }
 
 
@@ -63,37 +64,57 @@ def _io_rate(node: Node) -> IoRate:
     )
 
 
+def is_page_size(text: str) -> bool:
+    """Tell whether it is a size of huge pages as the kernel names them, such as 2MB."""
+    number = text[:-2]
+    return text[-2:] in ("KB", "MB", "GB") and number.isascii() and number.isdecimal()
+
+
+def _hugepage_limit(node: Node) -> HugepageLimit:
+    size = node.need("pageSize")
+    if not is_page_size(size.text()):
+        raise size.wrong("a size such as 2MB")
+    return HugepageLimit(page_size=size.text(), limit=node.need("limit").number(0))
+
+
 def weight_of_shares(shares: int) -> int:
     """Return cgroup v2's cpu.weight for v1's cpu.shares, as runc and crun convert it."""
     return 1 + (min(max(shares, 2), 262144) - 2) * 9999 // 262142
 
 
-def _positive(value: int | None) -> int | None:
-    return None if value is None or value < 0 else value
+def parse_resources(node: Node, *, no_limit: int | None = None) -> Resources:
+    """Read an object like ``linux.resources``; UsageError for what we do not enforce.
 
+    What is below 0 is ``no_limit``: None for a new container, -1 to take a limit away. What is 0
+    was not set, as runc has it: its callers send all members.
+    """
 
-def parse_resources(node: Node) -> Resources:
-    """Read an object like ``linux.resources``; UsageError for what we do not enforce."""
+    def most(group: Node, name: str) -> int | None:
+        value = number_of(group, name)
+        return no_limit if value is not None and value < 0 else value or None
+
     empty = Node({}, node.path)
     memory, cpu = node.get("memory") or empty, node.get("cpu") or empty
     pids, unified = node.get("pids") or empty, node.get("unified") or empty
     block = node.get("blockIO") or empty
+    period = number_of(cpu, "period")
     shares, weight = number_of(cpu, "shares"), unified.get("cpu.weight")
     if weight is not None:
         cpu_weight: int | None = int(weight.text())
     else:
         cpu_weight = None if not shares else weight_of_shares(shares)
     read = Resources(
-        memory_limit=_positive(number_of(memory, "limit")),
-        memory_swap=_positive(number_of(memory, "swap")),
-        memory_reservation=_positive(number_of(memory, "reservation")),
-        cpu_quota_us=_positive(number_of(cpu, "quota")),
-        cpu_period_us=_positive(number_of(cpu, "period")),
+        memory_limit=most(memory, "limit"),
+        memory_swap=most(memory, "swap"),
+        memory_reservation=most(memory, "reservation"),
+        cpu_quota_us=most(cpu, "quota"),
+        cpu_period_us=period if period and period > 0 else None,
         cpu_weight=cpu_weight,
         cpuset_cpus=or_else(cpu.get("cpus"), Node.text, None),
-        pids_limit=_positive(number_of(pids, "limit")),
+        pids_limit=most(pids, "limit"),
         devices=each_of(node.get("devices"), _device_rule),
         io_weight=or_else(block.get("weight"), lambda each: each.number(10, 1000), None),
+        hugepages=each_of(node.get("hugepageLimits"), _hugepage_limit),
         **{field: each_of(block.get(name), _io_rate) for name, field in _IO_RATES.items()},
     )
     _refuse_unknown_limits(node)
@@ -111,6 +132,9 @@ def resources_document(given: Resources) -> dict[str, object]:
         cpu=some(quota=given.cpu_quota_us, period=given.cpu_period_us, cpus=given.cpuset_cpus),
         unified={} if weight is None else {"cpu.weight": str(weight)},
         pids=some(limit=given.pids_limit),
+        hugepageLimits=[
+            {"pageSize": each.page_size, "limit": each.limit} for each in given.hugepages
+        ],
         blockIO=some(
             weight=given.io_weight,
             **{

@@ -268,6 +268,22 @@ class TestPlaceInV2:
 
         assert cgroups_v2.nearest_parent(f"{root}/delegated/us", root) == f"{root}/delegated"
 
+    @pytest.mark.parametrize(
+        ("others", "place"), [(("memory",), "delegated"), ((), "")], ids=["with others", "alone"]
+    )
+    def test_huge_pages_are_no_reason_to_leave_what_was_delegated(
+        self, fs: Cgroupfs, others: tuple[str, ...], place: str
+    ) -> None:
+        root = fs.mount_v2(*others, "hugetlb").hierarchies[0].mount_point
+        for each in others:
+            fs.write(root, "cgroup.subtree_control", f"+{each}")
+        fs.mkdir(f"{root}/delegated")
+        fs.mkdir(f"{root}/delegated/us")
+        fs.write(f"{root}/delegated/us", "cgroup.procs", "1")
+
+        found = cgroups_v2.nearest_parent(f"{root}/delegated/us", root)
+        assert Path(found) == Path(root, place)
+
     def test_where_all_is_full_of_processes_limits_are_refused_and_the_rest_works(
         self, fs: Cgroupfs
     ) -> None:

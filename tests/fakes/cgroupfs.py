@@ -28,6 +28,7 @@ V1_FILES = {
 V2_FILES = {
     "cpu": {"cpu.max": "max 100000", "cpu.weight": "100"},
     "cpuset": {"cpuset.cpus": ""},
+    "hugetlb": {"hugetlb.2MB.max": "max", "hugetlb.2MB.rsvd.max": "max"},
     "memory": {
         "memory.max": "max",
         "memory.swap.max": "max",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +116,22 @@ def test_operations_on_a_disk_are_held_to_their_rate(
     assert took == pytest.approx(3.0, rel=0.1)
 
 
+def test_the_rate_of_a_disk_is_changed_and_taken_away_while_it_runs(tool: Tool, disk: Path) -> None:
+    tool.run("-d", "--name", "web", f"--device-write-bps={disk}:4m", "sleep", "1000")
+    cgroup = Container.open(Host.open(tool.root), "web").cgroup
+
+    def limits() -> str:
+        files = ("blkio.throttle.write_bps_device", "io.max")
+        places = [Path(cgroup.path(each), name) for each in cgroup.members for name in files]
+        return "".join(path.read_text() for path in places if path.exists())
+
+    assert "4194304" in limits()
+    tool("update", f"--device-write-bps={disk}:2m", "web")
+    assert "2097152" in limits()
+    tool("update", f"--device-write-bps={disk}:-1", "web")
+    assert limits() == ""
+
+
 @pytest.fixture
 def bfq(tmp_path: Path) -> Iterator[str]:
     """Have one disk of the machine scheduled by weight: a file of the test's."""
@@ -194,6 +212,63 @@ def test_a_weight_of_disks_is_refused_where_none_is_scheduled_by_it(tool: Tool) 
     assert "weight of block io" in said.stderr
     resources = json.loads(tool("inspect", "web").stdout)["spec"]["linux"]["resources"]
     assert resources["blockIO"] == {"weight": 300}
+
+
+HUGE = """
+import mmap, sys
+size = int(sys.argv[1]) << 21
+try:
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | int(sys.argv[2], 16))
+except OSError as error:
+    sys.exit(error.strerror)
+for page in range(0, size, 1 << 21):
+    memory[page] = 1
+"""
+RESERVED, UNRESERVED = "0x40000", "0x44000"  # MAP_HUGETLB, and with MAP_NORESERVE
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Have the machine keep eight of 2 MiB."""
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    if not pool.exists():
+        pytest.skip("this kernel has no huge pages of 2 MiB")
+    before = pool.read_text()
+    try:
+        pool.write_text("8")
+        assert pool.read_text() == "8\n", "the machine has no eight huge pages left"
+        yield
+    finally:
+        pool.write_text(before)
+
+
+@pytest.mark.usefixtures("huge_pages")
+def test_huge_pages_end_at_their_limit_also_when_it_is_changed(tool: Tool) -> None:
+    tool("run", "-d", "--name", "web", "--net", "none", "--rootfs", "/", "--hugetlb", "2MB:4m",
+         "sleep", "1000")  # fmt: skip
+
+    def use(pages: int, how: str, *, code: int = 0) -> str:
+        return tool(
+            "exec", "web", sys.executable, "-c", HUGE, str(pages), how, code=code
+        ).stderr.strip()
+
+    use(2, RESERVED)
+    assert use(3, RESERVED, code=1) == "Cannot allocate memory"
+    use(2, UNRESERVED)
+    use(3, UNRESERVED, code=128 + signal.SIGBUS)
+    tool("update", "--hugetlb", "2MB:8m", "web")
+    use(4, RESERVED)
+    use(4, UNRESERVED)
+    use(5, RESERVED, code=1)
+    tool("update", "--hugetlb", "2MB:-1", "web")
+    use(8, RESERVED)
+
+
+def test_huge_pages_of_a_size_that_the_kernel_has_not_are_refused(tool: Tool) -> None:
+    said = tool.run("--name", "web", "--hugetlb", "3MB:6m", "true", code=22)
+
+    assert "cannot enforce the limit of huge pages of 3MB" in said.stderr
+    assert "this kernel has huge pages of" in said.stderr
 
 
 def test_a_fork_bomb_ends_at_the_limit_of_processes(tool: Tool) -> None:

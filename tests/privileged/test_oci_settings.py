@@ -379,6 +379,12 @@ def _without(kind: str) -> Change:
             "67108864",
         ),
         ({"pids": {"limit": 33}}, "pids/pids.max", "pids.max", "33"),
+        (
+            {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]},
+            "hugetlb/hugetlb.2MB.limit_in_bytes",
+            "hugetlb.2MB.max",
+            "4194304",
+        ),
     ],
 )
 def test_a_limit_is_in_force_where_the_container_can_see_it(
@@ -419,8 +425,8 @@ def test_the_loopback_of_a_new_network_is_up(oci: Oci) -> None:
         (put("linux.personality", {"domain": "LINUX32"}), "linux.personality: must be"),
         (put("linux.resources.rdma", {"x": {"hcaHandles": 1}}), "linux.resources.rdma"),
         (
-            put("linux.resources.hugepageLimits", [{"pageSize": "2MB", "limit": 0}]),
-            "linux.resources.hugepageLimits: this limit is not supported",
+            put("linux.resources.hugepageLimits", [{"pageSize": "big", "limit": 0}]),
+            "linux.resources.hugepageLimits[0].pageSize: must be",
         ),
         (put("linux.resources.memory", {"swappiness": 7}), "linux.resources.memory.swappiness"),
         (put("process.execCPUAffinity", {"initial": "0"}), "process.execCPUAffinity: is not"),

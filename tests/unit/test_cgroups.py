@@ -9,10 +9,11 @@ import pytest
 from pymigrate.runtime import cgroups_disks, cgroups_v1, cgroups_v2
 from pymigrate.runtime.cgroups import Cgroup, CpuQuota, Member
 from pymigrate.runtime.cgroups_disks import Sharing
-from pymigrate.runtime.cgroups_files import describe
+from pymigrate.runtime.cgroups_files import Limit, as_it_is, describe
 from pymigrate.runtime.cgroups_layout import Layout, detect
 from pymigrate.runtime.deadline import Deadline
 from pymigrate.runtime.errors import MissingFeature, UsageError
+from pymigrate.runtime.settings import HugepageLimit
 from pymigrate.runtime.spec import DeviceRule, IoRate, Resources
 from tests.fakes.cgroupfs import Cgroupfs
 
@@ -203,6 +204,46 @@ def test_v2_plan_of_block_io() -> None:
     ]
     assert plan[0].instead == ("io.bfq.weight", "505")
     assert {each.controller for each in plan} == {"io"}
+
+
+def test_huge_pages_are_limited_in_use_and_reserved_in_both_versions() -> None:
+    asked = Resources(hugepages=(HugepageLimit("2MB", 4 << 20), HugepageLimit("1GB", -1)))
+    v1 = [
+        (each.file, each.value)
+        for each in cgroups_v1.limits(asked, memory_and_swap_now=None)
+        if each.controller == "hugetlb"
+    ]
+    assert v1 == [
+        ("hugetlb.2MB.limit_in_bytes", "4194304"),
+        ("hugetlb.2MB.rsvd.limit_in_bytes", "4194304"),
+        ("hugetlb.1GB.limit_in_bytes", "-1"),
+        ("hugetlb.1GB.rsvd.limit_in_bytes", "-1"),
+    ]
+    assert [(each.file, each.value) for each in cgroups_v2.limits(asked)] == [
+        ("hugetlb.2MB.max", "4194304"),
+        ("hugetlb.2MB.rsvd.max", "4194304"),
+        ("hugetlb.1GB.max", "max"),
+        ("hugetlb.1GB.rsvd.max", "max"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "there", "value", "before"),
+    [
+        ("hugetlb.2MB.max", "max\n", "4096", "max"),
+        ("cpuset.cpus", "\n", "0", "\n"),
+        ("io.max", "8:0 rbps=1 wbps=max\n8:16 rbps=2\n", "8:16 rbps=9", "8:16 rbps=2"),
+        ("io.max", "8:160 rbps=1\n", "8:16 rbps=9", "8:16 rbps=max"),
+        ("blkio.throttle.read_bps_device", "8:0 5\n", "8:0 9", "8:0 5"),
+        ("blkio.throttle.read_bps_device", "", "8:0 9", "8:0 0"),
+    ],
+)
+def test_what_would_put_a_limit_back_is_of_one_disk(
+    tmp_path: Path, file: str, there: str, value: str, before: str
+) -> None:
+    (tmp_path / file).write_text(there)
+
+    assert before == as_it_is(str(tmp_path), Limit("limit", "", file, value))
 
 
 def test_of_the_two_names_of_one_controller_that_is_written_which_is_mounted() -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pymigrate.migrate import amounts, limit_options, network_options
 from pymigrate.migrate import run_options as options
 from pymigrate.runtime.errors import UsageError
-from pymigrate.runtime.spec import IdMapping, Namespace, Resources, Rlimit
+from pymigrate.runtime.settings import HugepageLimit
+from pymigrate.runtime.spec import IdMapping, IoRate, Namespace, Resources, Rlimit
 from pymigrate.runtime.state import Port, Volume
 
 
@@ -30,6 +31,15 @@ def resources(**given: object) -> Resources:
         "pids_limit",
     )
     return limit_options.resources(**{**dict.fromkeys(names), **given})  # type: ignore[arg-type]
+
+
+def words(**given: object) -> argparse.Namespace:
+    """Return what the parser makes of these limits."""
+    single = (*limit_options.LIMITS, "io_weight")
+    several: dict[str, object] = {
+        name: [] for name in (*limit_options.IO_RATES.values(), "hugetlb")
+    }
+    return argparse.Namespace(**{**dict.fromkeys(single), **several, **given})
 
 
 @pytest.mark.parametrize(
@@ -66,18 +76,22 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     ],
 )
 def test_what_is_no_limit_of_a_disk_is_refused(name: str, text: str, message: str) -> None:
-    given: dict[str, list[str]] = {each: [] for each in limit_options.IO_RATES.values()}
     with pytest.raises(UsageError, match=message) as raised:
-        limit_options.io_limits(argparse.Namespace(io_weight=None, **given | {name: [text]}))
+        limit_options.listed(words(**{name: [text]}))
     assert raised.value.message.startswith(f"--{name.replace('_', '-')} ")
 
 
 @pytest.mark.parametrize("weight", [9, 1001, -1])
 def test_a_weight_of_block_io_is_of_a_range(weight: int) -> None:
-    given: dict[str, list[str]] = {each: [] for each in limit_options.IO_RATES.values()}
     with pytest.raises(UsageError, match="--io-weight"):
-        limit_options.io_limits(argparse.Namespace(io_weight=weight, **given))
-    assert limit_options.io_limits(argparse.Namespace(io_weight=10, **given))["io_weight"] == 10
+        limit_options.listed(words(io_weight=weight))
+    assert limit_options.listed(words(io_weight=10)) == {"io_weight": 10}
+
+
+@pytest.mark.parametrize("text", ["64m", "2MB", "2M:64m", "xMB:1m", "2MB:", "2MB:-2", "2MB:lots"])
+def test_what_is_no_limit_of_huge_pages_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--hugetlb"):
+        limit_options.listed(words(hugetlb=[text]))
 
 
 def test_limits_become_resources() -> None:
@@ -271,8 +285,7 @@ def test_ports_and_rates_need_a_cable() -> None:
 
 
 def changed(old: Resources, **given: object) -> tuple[Resources, Resources]:
-    words = argparse.Namespace(**{**dict.fromkeys(limit_options.LIMITS), **given})
-    return limit_options.changed_resources(old, words)
+    return limit_options.changed_resources(old, words(**given))
 
 
 def test_an_update_sets_what_is_given_and_keeps_the_rest() -> None:
@@ -289,6 +302,28 @@ def test_an_update_takes_limits_away() -> None:
 
     assert to_set == Resources(memory_limit=-1, memory_swap=-1, cpu_quota_us=-1)
     assert whole == Resources()
+
+
+def test_an_update_of_one_size_of_huge_pages_keeps_the_others() -> None:
+    small, big = HugepageLimit("2MB", 4 << 20), HugepageLimit("1GB", 1 << 30)
+    more = replace(small, limit=8 << 20)
+    to_set, whole = changed(Resources(hugepages=(small, big)), hugetlb=["2MB:8m"])
+    assert (to_set.hugepages, whole.hugepages) == ((more,), (more, big))
+
+    to_set, whole = changed(whole, hugetlb=["1GB:-1"])
+    assert (to_set.hugepages, whole.hugepages) == ((replace(big, limit=-1),), (more,))
+
+
+def test_an_update_of_one_disk_keeps_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit_options, "_block_device", lambda *_: (7, 1))
+    old = Resources(io_read_bps=(IoRate(8, 0, 5), IoRate(7, 1, 6)), io_weight=100)
+    to_set, whole = changed(old, device_read_bps=["/dev/loop1:9"], io_weight=50)
+    assert to_set == Resources(io_read_bps=(IoRate(7, 1, 9),), io_weight=50)
+    assert whole == Resources(io_read_bps=(IoRate(8, 0, 5), IoRate(7, 1, 9)), io_weight=50)
+
+    to_set, whole = changed(whole, device_read_bps=["/dev/loop1:-1"])
+    assert to_set.io_read_bps == (IoRate(7, 1, 0),)
+    assert whole.io_read_bps == (IoRate(8, 0, 5),)
 
 
 def test_memory_and_swap_are_one_question() -> None:

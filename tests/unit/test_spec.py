@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pymigrate.runtime import spec
 from pymigrate.runtime.errors import UsageError
+from pymigrate.runtime.settings import HugepageLimit
 from pymigrate.runtime.spec import (
     Device,
     DeviceRule,
@@ -52,6 +53,7 @@ def rich_spec() -> Spec:
             io_weight=300,
             io_read_bps=(IoRate(8, 0, 1 << 20),),
             io_write_iops=(IoRate(8, 16, 100), IoRate(254, 0, 7)),
+            hugepages=(HugepageLimit("2MB", 64 << 20), HugepageLimit("1GB", 0)),
             memory_limit=1 << 30,
             memory_swap=2 << 30,
             cpu_quota_us=50000,
@@ -106,6 +108,11 @@ def put(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("linux/namespaces/1/type", "mount", "linux.namespaces[1]: a second mount namespace"),
         ("linux/uidMappings", None, "linux.uidMappings, gidMappings: go with"),
         ("linux/uidMappings/0/size", 0, "linux.uidMappings[0].size: must be between 1"),
+        (
+            "linux/resources/hugepageLimits",
+            [{"pageSize": "2M", "limit": 1}],
+            "linux.resources.hugepageLimits[0].pageSize: must be a size such as 2MB",
+        ),
         ("linux/resources/blockIO", {"weight": 5}, "linux.resources.blockIO.weight: must be"),
         ("linux/resources/blockIO", {"leafWeight": 5}, "linux.resources.blockIO.leafWeight: this"),
         ("linux/resources/memory/kernel", 5, "linux.resources.memory.kernel: this limit"),
