@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+from pymigrate.runtime.digests import sha256
 from pymigrate.runtime.errors import ImageError, UsageError
 from pymigrate.runtime.values import asdict, dataclass, replace
 
@@ -53,12 +54,10 @@ class Image:
 
 def make(reference: str | None, layers: tuple[str, ...], config: ImageConfig, size: int) -> Image:
     """Return an image with its digest: of layers and configuration, but not of the date."""
-    import hashlib  # which loads OpenSSL's, and who only reads images makes no digest
-
     timeless = {**asdict(replace(config, created="")), "layers": layers}
     timeless = {key: value for key, value in timeless.items() if value or key not in _LATER}
     text = json.dumps(timeless, sort_keys=True, separators=(",", ":"))
-    return Image(reference, hashlib.sha256(text.encode()).hexdigest(), layers, config, size)
+    return Image(reference, sha256(text.encode()).hexdigest(), layers, config, size)
 
 
 def parse_reference(text: str) -> str:
