@@ -113,6 +113,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     add("--cpus", metavar="N", help="at most so many CPUs, such as 1.5")
     add("--cpu-weight", type=int, metavar="N", help="1 to 10000; 100 is usual")
     add("--cpuset-cpus", metavar="LIST", help="only these CPUs, such as 0-2,5")
+    add("--cpuset-mems", metavar="LIST", help="only the memory of these nodes, such as 0")
     add("--pids-limit", type=int, metavar="N", help="at most so many processes; -1: no limit")
     add("--hugetlb", action="append", default=[], metavar="SIZE:LIMIT",
         help="at most so much in huge pages of a size, such as 2MB:64m; -1: no limit")  # fmt: skip

@@ -16,7 +16,7 @@ from pymigrate.runtime.spec_resources import is_page_size
 from pymigrate.runtime.values import replace
 
 CPU_PERIOD_US = 100_000
-_CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _LIMITS = (
     *("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile"),
     *("nproc", "rss", "rtprio", "rttime", "sigpending", "stack"),
@@ -28,6 +28,7 @@ LIMITS = {  # options of run and update, and the fields that they decide
     "cpus": ("cpu_quota_us", "cpu_period_us"),
     "cpu_weight": ("cpu_weight",),
     "cpuset_cpus": ("cpuset_cpus",),
+    "cpuset_mems": ("cpuset_mems",),
     "pids_limit": ("pids_limit",),
 }
 IO_RATES = {  # fields of Resources, and the options that fill them
@@ -51,6 +52,7 @@ def resources(
     cpus: str | None,
     cpu_weight: int | None,
     cpuset_cpus: str | None,
+    cpuset_mems: str | None,
     pids_limit: int | None,
 ) -> Resources:
     """Read the limits; None and -1 (as podman has it) are no limit."""
@@ -71,10 +73,11 @@ def resources(
         )
     if cpu_weight is not None and not 1 <= cpu_weight <= 10000:
         raise UsageError(f"--cpu-weight {cpu_weight}: not from 1 to 10000; {NOTHING}")
-    if cpuset_cpus is not None and not _CPUS.fullmatch(cpuset_cpus):
-        raise UsageError(
-            f"--cpuset-cpus {cpuset_cpus}: not a list of CPUs; {NOTHING}", hint="such as 0-2,5"
-        )
+    for numbers, option in ((cpuset_cpus, "--cpuset-cpus"), (cpuset_mems, "--cpuset-mems")):
+        if numbers is not None and not _NUMBERS.fullmatch(numbers):
+            raise UsageError(
+                f"{option} {numbers}: not a list of numbers; {NOTHING}", hint="such as 0-2,5"
+            )
     if pids_limit is not None and not (pids_limit == -1 or 0 < pids_limit <= _MOST_PROCESSES):
         raise UsageError(
             f"--pids-limit {pids_limit}: not a number of processes; {NOTHING}",
@@ -88,6 +91,7 @@ def resources(
         cpu_period_us=CPU_PERIOD_US if cpus is not None else None,
         cpu_weight=cpu_weight,
         cpuset_cpus=cpuset_cpus,
+        cpuset_mems=cpuset_mems,
         pids_limit=None if pids_limit == -1 else pids_limit,
     )
 

@@ -124,6 +124,8 @@ def _resources(given: argparse.Namespace) -> dict[str, Any]:
         ("cpu", "period", given.cpu_period),
         ("cpu", "shares", given.cpu_share),
         ("cpu", "cpus", given.cpuset_cpus),
+        ("cpu", "mems", given.cpuset_mems),
+        ("blockIO", "weight", given.blkio_weight),
         ("pids", "limit", given.pids_limit),
     ):
         if value is not None:
@@ -161,6 +163,8 @@ VERBS: Sequence[Verb] = (
         (("--cpu-period",), {"type": int, "metavar": "MICROSECONDS"}),
         (("--cpu-share",), {"type": int, "metavar": "N"}),
         (("--cpuset-cpus",), {"metavar": "LIST"}),
+        (("--cpuset-mems",), {"metavar": "LIST"}),
+        (("--blkio-weight",), {"type": int, "metavar": "N"}),
         (("--pids-limit",), {"type": int, "metavar": "N"}),
         NAME,
     )),

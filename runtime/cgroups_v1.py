@@ -66,6 +66,8 @@ def limits(resources: Resources, *, memory_and_swap_now: int | None) -> tuple[Li
         plan.append(Limit("cpu weight", "cpu", "cpu.shares", str(shares(resources.cpu_weight))))
     if resources.cpuset_cpus:
         plan.append(Limit("set of cpus", "cpuset", "cpuset.cpus", resources.cpuset_cpus))
+    if resources.cpuset_mems:
+        plan.append(Limit("set of memory nodes", "cpuset", "cpuset.mems", resources.cpuset_mems))
     if resources.pids_limit is not None:
         most = str(resources.pids_limit) if resources.pids_limit > 0 else "max"
         plan.append(Limit("limit of processes", "pids", "pids.max", most))

@@ -47,6 +47,8 @@ def limits(resources: Resources) -> tuple[Limit, ...]:
         plan.append(Limit("cpu weight", "cpu", "cpu.weight", str(resources.cpu_weight)))
     if resources.cpuset_cpus:
         plan.append(Limit("set of cpus", "cpuset", "cpuset.cpus", resources.cpuset_cpus))
+    if resources.cpuset_mems:
+        plan.append(Limit("set of memory nodes", "cpuset", "cpuset.mems", resources.cpuset_mems))
     if resources.pids_limit is not None:
         most = _most(resources.pids_limit or -1)
         plan.append(Limit("limit of processes", "pids", "pids.max", most))

@@ -154,6 +154,7 @@ class Resources:
     cpu_period_us: int | None = None
     cpu_weight: int | None = None
     cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
     pids_limit: int | None = None
     io_weight: int | None = None
     io_read_bps: tuple[IoRate, ...] = ()

@@ -34,7 +34,7 @@ _IO_RATES = {
 _RESOURCES = {
     "devices": None,
     "memory": {"limit", "swap", "reservation"},
-    "cpu": {"quota", "period", "shares", "cpus"},
+    "cpu": {"quota", "period", "shares", "cpus", "mems"},
     "pids": {"limit"},
     "unified": {"cpu.weight"},
     "blockIO": {"weight", *_IO_RATES},
@@ -111,6 +111,7 @@ def parse_resources(node: Node, *, no_limit: int | None = None) -> Resources:
         cpu_period_us=period if period and period > 0 else None,
         cpu_weight=cpu_weight,
         cpuset_cpus=or_else(cpu.get("cpus"), Node.text, None),
+        cpuset_mems=or_else(cpu.get("mems"), Node.text, None),
         pids_limit=most(pids, "limit"),
         devices=each_of(node.get("devices"), _device_rule),
         io_weight=or_else(block.get("weight"), lambda each: each.number(10, 1000), None),
@@ -129,7 +130,12 @@ def resources_document(given: Resources) -> dict[str, object]:
         memory=some(
             limit=given.memory_limit, swap=given.memory_swap, reservation=given.memory_reservation
         ),
-        cpu=some(quota=given.cpu_quota_us, period=given.cpu_period_us, cpus=given.cpuset_cpus),
+        cpu=some(
+            quota=given.cpu_quota_us,
+            period=given.cpu_period_us,
+            cpus=given.cpuset_cpus,
+            mems=given.cpuset_mems,
+        ),
         unified={} if weight is None else {"cpu.weight": str(weight)},
         pids=some(limit=given.pids_limit),
         hugepageLimits=[

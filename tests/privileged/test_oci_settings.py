@@ -372,6 +372,7 @@ def _without(kind: str) -> Change:
         ),
         ({"cpu": {"quota": 50000, "period": 100000}}, "cpu/cpu.cfs_quota_us", "cpu.max", "50000"),
         ({"cpu": {"cpus": "0"}}, "cpuset/cpuset.cpus", "cpuset.cpus", "0"),
+        ({"cpu": {"mems": "0"}}, "cpuset/cpuset.mems", "cpuset.mems", "0"),
         (
             {"memory": {"limit": 64 << 20, "swap": 64 << 20}},
             "memory/memory.memsw.limit_in_bytes",

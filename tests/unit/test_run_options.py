@@ -28,6 +28,7 @@ def resources(**given: object) -> Resources:
         "cpus",
         "cpu_weight",
         "cpuset_cpus",
+        "cpuset_mems",
         "pids_limit",
     )
     return limit_options.resources(**{**dict.fromkeys(names), **given})  # type: ignore[arg-type]

@@ -60,6 +60,7 @@ def rich_spec() -> Spec:
             cpu_period_us=100000,
             cpu_weight=100,
             cpuset_cpus="0-1",
+            cpuset_mems="0",
             pids_limit=100,
             devices=(DeviceRule(False), DeviceRule(True, "c", 1, None, "rw")),
         ),
