@@ -66,8 +66,10 @@ class Native:
             yield Episode("no container", what, (work,), partial(self._work, work, self._outside))
             yield Episode("pymigrate", what, (work,), partial(self._work, work, self._inside))
         # The filter is all that a container's system call meets and another's does not.
-        what, free = f"{WORKS['calls']}, no filter", partial(self._inside, seccomp=False)
-        yield Episode("pymigrate", what, ("calls",), partial(self._work, "calls", free))
+        free = partial(self._inside, seccomp=False)
+        for work in ("turns", "calls"):
+            what = f"{WORKS[work]}, no filter"
+            yield Episode("pymigrate", what, (work,), partial(self._work, work, free))
 
     def once(self) -> Iterator[Episode]:
         """List what is measured once: memory that containers share, and many containers."""
