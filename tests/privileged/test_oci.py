@@ -435,6 +435,8 @@ def test_limits_are_changed_while_it_runs(oci: Oci) -> None:
         (oci.directory / "limits").write_text('{"pids": {"limit": 25}}')
         oci("update", "-r", str(oci.directory / "limits"), "one")
         assert "25\n" == oci("exec", "one", "sh", "-c", read).stdout
+        oci("update", "--pids-limit", "-1", "one")
+        assert "max\n" == oci("exec", "one", "sh", "-c", read).stdout
         # What was refused before still is.
         assert (
             "denied\n"
