@@ -40,6 +40,10 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         epilog="example: pymigrate attach web",
     )
     attaching.add_argument("name", metavar="NAME", help="a container that runs")
+    attaching.add_argument(
+        "--detach-keys", metavar="KEYS",
+        help='what leaves it running when typed (default: ctrl-p,ctrl-q; "": nothing does)',
+    )  # fmt: skip
     attaching.set_defaults(run=attach)
     logging = verbs.add_parser(
         "logs", help="print what a container has written", epilog="example: pymigrate logs -f web"
@@ -125,6 +129,11 @@ def attach(arguments: argparse.Namespace) -> int:
     """Connect to a container; return its exit code if it ends meanwhile."""
     from pymigrate.migrate.cli_run import attend
 
+    keys = None
+    if arguments.detach_keys is not None:
+        from pymigrate.migrate.session import parse_detach_keys
+
+        keys = parse_detach_keys(arguments.detach_keys)
     container = Container.open(Host.open(arguments.root), arguments.name)
     now = container.state()
     if not now.status.is_alive:
@@ -140,7 +149,7 @@ def attach(arguments: argparse.Namespace) -> int:
     with container.supervision() as supervision:
         attached, place = supervision.attach()
         supervision.begin_wait()
-        return attend(container, supervision, attached, place, start=False)
+        return attend(container, supervision, attached, place, start=False, detach_keys=keys)
 
 
 def logs(arguments: argparse.Namespace) -> int:

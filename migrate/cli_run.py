@@ -31,6 +31,10 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     running.add_argument(
         "-d", "--detach", action="store_true", help="run in the background; print the id"
     )
+    running.add_argument(
+        "--detach-keys", metavar="KEYS",
+        help='what leaves it running when typed (default: ctrl-p,ctrl-q; "": nothing does)',
+    )  # fmt: skip
     running.set_defaults(run=run)
     _add_options(running)
     creating = verbs.add_parser(
@@ -136,6 +140,10 @@ def create(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Make a container and run it, here or in the background."""
     host, name = _place(arguments)
+    if arguments.detach_keys is not None:
+        from pymigrate.migrate.session import parse_detach_keys
+
+        arguments.detach_keys = parse_detach_keys(arguments.detach_keys)
     import pymigrate.runtime.container  # noqa: F401 - what both need, before we are two
 
     # It loads what it needs while we load what checks the options.
@@ -149,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     try:
         if not arguments.detach:
-            return run_here(container, launch)
+            return run_here(container, launch, detach_keys=arguments.detach_keys)
         with container.prepare(launch=launch) as supervision:
             supervision.start()
     except BaseException as error:  # also Ctrl-C: what does not run yet must not stay
@@ -168,11 +176,11 @@ def _place(arguments: argparse.Namespace) -> tuple[Host, str]:
     return host, check_name(arguments.name) if arguments.name else naming.suggest(host)
 
 
-def run_here(container: Container, launch: Launch) -> int:
+def run_here(container: Container, launch: Launch, *, detach_keys: bytes | None = None) -> int:
     """Start a container with our streams connected to it; return its exit code."""
     with container.prepare(launch=launch) as supervision:
         attached, place = supervision.attach()
-        return attend(container, supervision, attached, place, start=True)
+        return attend(container, supervision, attached, place, start=True, detach_keys=detach_keys)
 
 
 def attend(
@@ -182,9 +190,10 @@ def attend(
     place: LogPlace,
     *,
     start: bool,
+    detach_keys: bytes | None = None,
 ) -> int:
     """Carry the container's streams until it ends or is detached from; return its exit code."""
-    from pymigrate.migrate.session import Session  # needs termios and more, and -d does not
+    from pymigrate.migrate.session import DETACH_KEYS, Session  # termios and more: not for -d
     from pymigrate.runtime.log import Reader
 
     session = Session(
@@ -193,6 +202,7 @@ def attend(
         stdin=container.record.stdin_open,
         terminal=container.spec.process.terminal,
         on_signal=lambda number: _proxy(container, number),
+        detach_keys=DETACH_KEYS if detach_keys is None else detach_keys,
     )
     session.send_size()
     if start:

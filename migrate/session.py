@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 from pymigrate.runtime import relay
+from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.log import Reader
 
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -22,6 +23,20 @@ PROXIED = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT),
 )
+
+
+def parse_detach_keys(text: str) -> bytes:
+    """Read ``ctrl-p,ctrl-q`` or ``a,b``; none at all means that nothing detaches."""
+    keys = bytearray()
+    for word in text.split(",") if text else ():
+        key = word.removeprefix("ctrl-").upper() if word.startswith("ctrl-") else word
+        if len(key) != 1 or not key.isascii() or (key != word and not "@" <= key <= "_"):
+            raise UsageError(
+                f"--detach-keys {text}: {word!r} is no key; nothing was done",
+                hint="letters or ctrl-LETTER with commas between, such as ctrl-p,ctrl-q",
+            )
+        keys.append(ord(key) & 0x1F if key != word else ord(key))
+    return bytes(keys)
 
 
 class DetachKeys:
@@ -37,6 +52,8 @@ class DetachKeys:
 
         The beginning of a sequence is held back until it is known not to be one.
         """
+        if not self._keys:
+            return data, False
         passed = bytearray()
         for byte in data:
             if byte == self._keys[self._seen]:
@@ -117,6 +134,7 @@ class Session:
         stdin: bool,
         terminal: bool,
         on_signal: Callable[[int], None] | None,
+        detach_keys: bytes = DETACH_KEYS,
     ) -> None:
         """Take over the socket of Supervision.attach() and a reader of the log.
 
@@ -127,7 +145,7 @@ class Session:
         self._stdin = stdin
         self._terminal = terminal
         self._on_signal = on_signal
-        self._keys = DetachKeys()
+        self._keys = DetachKeys(detach_keys)
         self._unsent: list[bytes] = []
         self._selector = selectors.PollSelector()  # epoll(7) refuses regular files as stdin
         self._detached = False

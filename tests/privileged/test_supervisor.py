@@ -321,6 +321,11 @@ def test_detach_and_attach_again(tool: Tool) -> None:
     terminal.type(b"A=before\n\x10\x11")
     assert terminal.end() == 0
     assert tool.state("web")["status"] == "running"
+    other = Terminal(tool.argv("attach", "--detach-keys", "ctrl-x,d", "web"))
+    other.type(b"\x10\x11\necho he''re\n")  # the first two are the shell's now
+    other.expect(b"here")
+    other.type(b"\x18d")
+    assert other.end() == 0
     again = Terminal(tool.argv("attach", "web"))
     again.type(b"echo $A af''ter; exit 6\n")
     again.expect(b"before after")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pymigrate.migrate.session import DetachKeys
+from pymigrate.migrate.session import DetachKeys, parse_detach_keys
+from pymigrate.runtime.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,24 @@ def test_detach_keys(typed: list[bytes], passed: bytes, detached: bool) -> None:
 
     assert passed == b"".join(data for data, _ in results)
     assert detached == results[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [("ctrl-p,ctrl-q", b"\x10\x11"), ("ctrl-],x", b"\x1dx"), ("c", b"c"), ("", b"")],
+)
+def test_detach_keys_are_read(text: str, keys: bytes) -> None:
+    assert keys == parse_detach_keys(text)
+
+
+@pytest.mark.parametrize("text", ["ctrl-", "ctrl-1", "pq", "a,,b", "ä", "ctrl-pq"])
+def test_what_are_no_detach_keys_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--detach-keys"):
+        parse_detach_keys(text)
+
+
+def test_without_detach_keys_nothing_detaches() -> None:
+    assert DetachKeys(b"").filter(b"\x10\x11") == (b"\x10\x11", False)
 
 
 @given(st.lists(st.binary(max_size=5)))
