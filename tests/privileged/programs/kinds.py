@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PAGE, MIB = 4096, 1 << 20
@@ -19,38 +20,39 @@ libc.mmap.restype = ctypes.c_void_p
 zeros = bytes(PAGE)
 
 
-def page(seed):
+def page(seed: str | None) -> bytes:
     return zeros if seed is None else hashlib.sha256(seed.encode()).digest() * (PAGE // 32)
 
 
 class Area:
     """Some pages, and the seed of what is in each; None are those that were never written to."""
 
-    def __init__(self, size, flags=0, at=None):
+    def __init__(self, size: int, flags: int = 0, at: int | None = None) -> None:
         kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags
         self.at = at or libc.mmap(None, ctypes.c_size_t(size), 3, kind, -1, 0)
-        self.size, self.seeds, self.guarded = size, [None] * (size // PAGE), range(0)
+        self.size, self.guarded = size, range(0)
+        self.seeds: list[str | None] = [None] * (size // PAGE)
         self.closed = False
 
-    def put(self, numbers, name):
+    def put(self, numbers: Iterable[int], name: str) -> "Area":
         for number in numbers:
             self.seeds[number] = f"{name} {number}"
             ctypes.memmove(self.at + number * PAGE, page(self.seeds[number]), PAGE)
         return self
 
-    def madvise(self, advice, numbers):
+    def madvise(self, advice: int, numbers: range) -> bool:
         at, size = self.at + numbers.start * PAGE, len(numbers) * PAGE
-        return libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), advice) == 0
+        return bool(libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), advice) == 0)
 
-    def drop(self, numbers):
+    def drop(self, numbers: range) -> None:
         assert self.madvise(mmap.MADV_DONTNEED, numbers)
         self.seeds[numbers.start : numbers.stop] = [None] * len(numbers)
 
-    def protect(self, rights):
+    def protect(self, rights: int) -> None:
         assert 0 == libc.mprotect(ctypes.c_void_p(self.at), ctypes.c_size_t(self.size), rights)
         self.closed = rights == 0
 
-    def bad(self):
+    def bad(self) -> int:
         closed = self.closed
         if closed:
             self.protect(1)
@@ -64,11 +66,11 @@ class Area:
         return wrong
 
     @property
-    def all(self):
+    def all(self) -> range:
         return range(len(self.seeds))
 
 
-def areas():
+def areas() -> list[Area]:
     plain = Area(24 * MIB)
     plain.put([number for number in plain.all if number % 7 != 3], "plain")
     hole = Area(6 * MIB)
@@ -89,12 +91,13 @@ def areas():
     if guarded.madvise(GUARD_INSTALL, range(100, 110)):  # since Linux 6.13
         guarded.guarded = range(100, 110)
     small = Area(MIB).put(range(256), "small")
-    begin = int(re.search(r"(\w+)-\w+ .*\[stack\]", Path("/proc/self/maps").read_text())[1], 16)
+    (top,) = re.findall(r"(\w+)-\w+ .*\[stack\]", Path("/proc/self/maps").read_text())
+    begin = int(top, 16)
     stack = Area(6 * MIB, at=begin - 6 * MIB).put(reversed(range(1536)), "stack")
     return [plain, hole, none, read, spare, locked, large, swapped, down, guarded, small, stack]
 
 
-def child(found, name, changes):
+def child(found: list[Area], name: str, changes: Callable[[], object]) -> Callable[[], list[int]]:
     """Fork; in the child change pages, and answer for them. Return how it is asked."""
     asked, answers = os.pipe(), os.pipe()
     if os.fork() == 0:
@@ -112,14 +115,15 @@ def child(found, name, changes):
     answer = os.fdopen(answers[0])
     answer.readline()
 
-    def ask():
+    def ask() -> list[int]:
         os.write(asked[1], b"?")
-        return json.loads(answer.readline())
+        wrong: list[int] = json.loads(answer.readline())
+        return wrong
 
     return ask
 
 
-def changed(found):
+def changed(found: list[Area]) -> None:
     plain, hole, _, _, spare = found[:5]
     plain.put(range(0, 6144, 5), "child")
     plain.drop(range(64, 900))
@@ -127,7 +131,7 @@ def changed(found):
     spare.drop(range(10))
 
 
-def say(text):
+def say(text: str) -> None:
     with Path("/said").open("a") as file:
         print(text, file=file)
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_memory_of_every_kind_comes_back_from_a_snapshot(tool: Tool, way: Sequen
     tool("snapshot", "restore", "latest", "--name", "copy", *way)
 
     for name in ("copy", "tree"):
-        assert GOOD == looked(tool.root, lambda name=name: tool("kill", "-s", "USR1", name), name)
+        assert GOOD == looked(tool.root, partial(tool, "kill", "-s", "USR1", name), name)
 
 
 @dataclass(frozen=True)
