@@ -9,13 +9,16 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pymigrate.checkpoint import criu, diagnosis, rlimits
+from pymigrate.checkpoint import criu, diagnosis, hidden_memory, preload
+from pymigrate.checkpoint.hidden_memory import Hidden
+from pymigrate.checkpoint.images import prepare as load_messages
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.requests import (
     DUMP_LOG,
@@ -58,14 +61,16 @@ class HeldDump:
         session: criu.Session,
         images: Path,
         manifest: Manifest,
-        *,
-        lazy: bool,
+        hidden: Sequence[Hidden],
     ) -> None:
-        """Wrap a session that waits for its vote; use `hold`."""
+        """Wrap a session that waits for its vote; use `hold`.
+
+        ``hidden`` is the memory that CRIU was not shown.
+        """
         self.container = container
         self.images = images
         self.manifest = manifest
-        self.lazy = lazy
+        self.hidden = hidden
         self._session: criu.Session | None = session
 
     def finish(self) -> None:
@@ -73,7 +78,7 @@ class HeldDump:
 
         Raises DumpFailed if CRIU failed all the same.
         """
-        if self.lazy:
+        if self.manifest.lazy:
             raise AssertionError("a lazy dump is abandoned, and then the container is killed")
         if self._session is None:
             return
@@ -126,16 +131,37 @@ class PreparedDump(criu.Prepared):
     would lose networks that the container made itself, so `hold` looks for these.
     """
 
-    def __init__(self, session: criu.Session, *, inside: bool) -> None:
-        """Take a session that was asked nothing yet; use `prepare`."""
+    def __init__(self, session: criu.Session, table: int | None, *, inside: bool) -> None:
+        """Take a session that was asked nothing yet, and what is ours then; use `prepare`.
+
+        ``table`` is a file in memory, in which CRIU looks for what is hidden from it.
+        """
         super().__init__(session)
         self.inside = inside
+        self.hides = table is not None
+        self._table = table
+
+    def hide(self, pids: Sequence[int]) -> Sequence[Hidden]:
+        """Hide from CRIU what nobody reads there, if it can be; the processes stand still."""
+        if self._table is None:
+            return ()
+        hidden = hidden_memory.look(pids)
+        os.write(self._table, hidden_memory.table(hidden))
+        return hidden
+
+    def close(self) -> None:
+        """End CRIU if it was not taken; may be repeated."""
+        super().close()
+        if self._table is not None:
+            os.close(self._table)
+            self._table = None
 
 
-def prepare(container: Container, *, inside: bool = False) -> PreparedDump:
+def prepare(container: Container, *, inside: bool = False, lazy: bool = False) -> PreparedDump:
     """Do what needs no frozen container: load CRIU's messages and start CRIU.
 
-    With ``inside`` it is started in the container's network, if that can be dumped from there.
+    With ``inside`` it is started in the container's network, if that can be dumped from there; with
+    ``lazy`` so that memory can be hidden from it.
     DumpFailed says already now what could never be restored.
     """
     _refuse_what_cannot_come_back(container)
@@ -144,14 +170,28 @@ def prepare(container: Container, *, inside: bool = False) -> PreparedDump:
     inode = None
     if inside and init is not None and can_be_inside(container):
         inode = _network_of(init.pid)
-    with container.supervision() as supervision:
-        session = criu.Session.start(
-            lambda argv, fds: supervision.spawn(
-                rlimits.wrapped(argv), fds, in_cgroup=False, in_network=inode is not None
+    with ExitStack() as undo:
+        table = None
+        if lazy:
+            load_messages()
+        if lazy and preload.is_here():
+            table = os.memfd_create("pymigrate-hidden", os.MFD_CLOEXEC)
+            undo.callback(os.close, table)
+        passed = [] if table is None else [table]
+        number = None if table is None else criu.Session.INHERITED_FROM
+        with container.supervision() as supervision:
+            session = criu.Session.start(
+                lambda argv, fds: supervision.spawn(
+                    preload.wrapped(argv, number),
+                    fds,
+                    in_cgroup=False,
+                    in_network=inode is not None,
+                ),
+                passed,
             )
-        )
+        undo.pop_all()
     return PreparedDump(
-        session, inside=inode is not None and namespaces.is_in_network(session.pid, inode)
+        session, table, inside=inode is not None and namespaces.is_in_network(session.pid, inode)
     )
 
 
@@ -204,20 +244,39 @@ def hold(
 
     Raises DumpFailed with the first cause in CRIU's log; the container is then as it was: frozen.
     """
+    held = _hold(container, images, options, prepared)
+    try:
+        if hidden_memory.fits(held.hidden, images):
+            return held
+    except BaseException:
+        held.abandon()
+        raise
+    # Of a mapping that was hidden and would not come later pages were lost: once more, all shown.
+    held.abandon()
+    for path in images.iterdir():
+        path.unlink()
+    return _hold(container, images, options, prepare(container, inside=options.inside))
+
+
+def _hold(
+    container: Container, images: Path, options: DumpOptions, prepared: PreparedDump | None
+) -> HeldDump:
     init = container.state().init
     if init is None:
         raise WrongState(f"{container.name} has no processes to write down")
-    prepared = prepared or prepare(container, inside=options.inside)
+    prepared = prepared or prepare(container, inside=options.inside, lazy=options.lazy)
     if prepared.inside and not _has_one_network(container, init.pid):
         prepared.close()
-        prepared = prepare(container)
-    options = replace(options, inside=prepared.inside)
-    subject = replace(subject_of(container, init.pid), inside=prepared.inside)
-    manifest = describe(container, init.pid, options)
+        prepared = prepare(container, lazy=prepared.hides)
     with ExitStack() as opened:
+        opened.callback(prepared.close)
+        options = replace(options, inside=prepared.inside)
+        subject = replace(subject_of(container, init.pid), inside=prepared.inside)
+        manifest = describe(container, init.pid, options)
         images_fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
         opened.callback(os.close, images_fd)
         config = _memory_file(LAZY_CONFIG, opened) if options.lazy else ""
+        hidden = prepared.hide(container.cgroup.pids()) if options.lazy else ()
         session = prepared.take()
         session.before_kill = container.freeze
         fields = dump_fields(subject, images_fd, options, config)
@@ -234,7 +293,7 @@ def hold(
         except BaseException:  # also Ctrl-C: whoever thaws the container next must be the last
             session.end()
             raise
-    return HeldDump(container, session, images, manifest, lazy=options.lazy)
+    return HeldDump(container, session, images, manifest, hidden)
 
 
 def _undo_for(container: Container, session: criu.Session) -> None:

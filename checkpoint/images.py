@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from pymigrate.runtime.errors import BadArchive
 
 PAGE = 4096
 _LAZY, _PRESENT = 2, 4  # PE_ in criu/include/pagemap.h; present: the page lies in pages-N.img
+# MAP_ and VMA_AREA_ in CRIU's images of mappings, the same for all architectures
+_PRIVATE, _ANONYMOUS, _LOCKED, _HUGE = 0x2, 0x20, 0x2000, 0x40000
+_VSYSCALL, _VDSO, _VVAR = 1 << 2, 1 << 3, 1 << 12
 _MAGICS = struct.Struct("<II")
 _SIZE = struct.Struct("<I")
 
@@ -51,9 +54,10 @@ def processes(names: Collection[str], read: Callable[[str], bytes]) -> list[Proc
 
 def prepare() -> None:
     """Load CRIU's messages: who reads an image under a freeze does not wait for that."""
-    from pycriu.images import pagemap_pb2
+    from pycriu.images import mm_pb2, pagemap_pb2
 
     pagemap_pb2.pagemap_head()
+    mm_pb2.mm_entry()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +87,65 @@ def pagemap(data: bytes, name: str) -> tuple[int, list[Entry]]:
     return int(head.pages_id), found
 
 
-def completed(data: bytes, name: str) -> bytes:
+def completed(data: bytes, name: str, entries: Sequence[Entry]) -> bytes:
     """Return the pagemap of a lazy dump as it is where all pages lie in the file of pages.
 
     They lie there in the order of the entries. Raises BadArchive for what is no pagemap.
     """
-    head, entries = _map_messages(data, name)
-    whole = [data[: _MAGICS.size]]
+    from pycriu.images import pagemap_pb2
+
+    head, _ = _map_messages(data, name)
+    # Its number of pages has been of 32 bits once; then its name is now that of 64 bits.
+    with_compat = "compat_nr_pages" in pagemap_pb2.pagemap_entry.DESCRIPTOR.fields_by_name
+    compat = {"compat_nr_pages": 0} if with_compat else {}
+    whole = [data[: _MAGICS.size], _framed(head)]
     for entry in entries:
-        if entry.flags & _LAZY:
-            entry.flags |= _PRESENT
-    for message in (head, *entries):
-        text = message.SerializeToString()
-        whole += [_SIZE.pack(len(text)), text]
+        flags = _PRESENT | (_LAZY if entry.lazy else 0)
+        message = pagemap_pb2.pagemap_entry(
+            vaddr=entry.address, nr_pages=entry.pages, flags=flags, **compat
+        )
+        whole.append(_framed(message))
     return b"".join(whole)
+
+
+def lazy_mappings(data: bytes, name: str) -> set[tuple[int, int]]:
+    """Return from where to where those mappings of a process lie that a restore fills lazily.
+
+    By CRIU's own rule: vma_entry_can_be_lazy in criu/include/vma.h.
+    Raises BadArchive for what is no image of a process' mappings.
+    """
+    from pycriu.images import mm_pb2
+
+    entry = _messages(data, name, "MM", [mm_pb2.mm_entry])[0]
+    needed, forbidden = _PRIVATE | _ANONYMOUS, _LOCKED | _HUGE
+    return {
+        (vma.start, vma.end)
+        for vma in entry.vmas
+        if vma.flags & (needed | forbidden) == needed
+        and not vma.status & (_VSYSCALL | _VDSO | _VVAR)
+    }
+
+
+def _framed(message: Any) -> bytes:
+    text = message.SerializeToString()
+    return _SIZE.pack(len(text)) + bytes(text)
 
 
 def _map_messages(data: bytes, name: str) -> tuple[Any, list[Any]]:
     """Return the head of a pagemap, and the messages of its entries."""
-    from google.protobuf.message import DecodeError
-    from pycriu.images import magic, pagemap_pb2
+    from pycriu.images import pagemap_pb2
 
-    kind = "PAGEMAP"
+    head, *entries = _messages(
+        data, name, "PAGEMAP", [pagemap_pb2.pagemap_head, pagemap_pb2.pagemap_entry]
+    )
+    return head, entries
+
+
+def _messages(data: bytes, name: str, kind: str, types: Sequence[Any]) -> list[Any]:
+    """Return the messages of an image; the last type is that of all that follow, if any."""
+    from google.protobuf.message import DecodeError
+    from pycriu.images import magic
+
     magics = _MAGICS.pack(magic.by_name["IMG_COMMON"], magic.by_name[kind])
     if data[: len(magics)] != magics:
         raise BadArchive(f"{name} is no {kind.lower()} of CRIU's")
@@ -118,13 +159,12 @@ def _map_messages(data: bytes, name: str) -> tuple[Any, list[Any]]:
             if len(message) != size:
                 raise BadArchive(f"{name} is cut")
             at += size
-            parse = pagemap_pb2.pagemap_entry if found else pagemap_pb2.pagemap_head
-            found.append(parse.FromString(message))
+            found.append(types[min(len(found), len(types) - 1)].FromString(message))
     except (DecodeError, struct.error) as error:
         raise BadArchive(f"{name} is no image of CRIU's: {error!r}") from error
     if not found:
         raise BadArchive(f"{name} has no head")
-    return found[0], found[1:]
+    return found
 
 
 def _bytes(entry: dict[str, Any]) -> int:

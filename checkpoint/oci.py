@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from pymigrate.checkpoint import criu, diagnosis, rlimits, scan, scan_sockets
+from pymigrate.checkpoint import criu, diagnosis, preload, scan, scan_sockets
 from pymigrate.checkpoint.requests import (
     DUMP_LOG,
     RESTORE_LOG,
@@ -100,7 +100,7 @@ def dump(container: OciContainer, images: Path, work: Path | None, choices: Choi
         if work is not None:
             fields["work_dir_fd"] = _opened(work, stack)
         session = stack.enter_context(
-            criu.Session.start(lambda argv, fds: children.spawn(rlimits.wrapped(argv), fds, _no))
+            criu.Session.start(lambda argv, fds: children.spawn(preload.wrapped(argv), fds, _no))
         )
         try:
             session.ask("DUMP", fields)

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pymigrate.checkpoint import criu, rlimits
+from pymigrate.checkpoint import criu, preload
 from pymigrate.runtime import syscalls
 from pymigrate.runtime.errors import MissingFeature, PymigrateError
 from pymigrate.runtime.features import Finding
@@ -120,14 +120,14 @@ def _configuration() -> list[Finding]:
 
 
 def _other_users() -> list[Finding]:
-    if not rlimits.needed():
+    if not preload.needed():
         return []
     return [
         Finding(
             "CAP_SYS_RESOURCE",
-            rlimits.LIBRARY.exists(),
+            preload.is_here(),
             "checkpoints of processes that are not root's",
-            f"missing; {rlimits.LIBRARY} stands in" if rlimits.LIBRARY.exists() else "missing",
+            f"missing; {preload.LIBRARY} stands in" if preload.is_here() else "missing",
             "apt-get install tcc and run the set-up again, or give root CAP_SYS_RESOURCE",
         )
     ]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pymigrate.checkpoint import archive, dump, new_file, podman, scan
+from pymigrate.checkpoint.hidden_memory import Hidden
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.protection import Protection
 from pymigrate.checkpoint.requests import DUMP_LOG, DumpOptions
@@ -60,8 +61,11 @@ class MemoryTaker(Protocol):
     def look_still(self, pids: Sequence[int], stage: Path) -> None:
         """Begin to look at what cannot change any more; they stand still, CRIU is at work."""
 
-    def take(self, pids: Sequence[int], stage: Path) -> None:
-        """Take all of it; they stand still, and CRIU's images are in the stage."""
+    def take(self, pids: Sequence[int], stage: Path, hidden: Sequence[Hidden]) -> None:
+        """Take all of it; they stand still, and CRIU's images are in the stage.
+
+        The pages of what was hidden from CRIU are not in its images.
+        """
 
 
 def save(
@@ -124,7 +128,7 @@ def capture(
             Wire(container) as wire,
             _as_before(container, now.status, saved, wire) as let_go_on,
             new_file.writing(stage),
-            dump.prepare(container) as prepared,
+            dump.prepare(container, lazy=options.lazy) as prepared,
             _guarded(container, alone, prepared.pid),
         ):
             with saved.phase("freeze"):
@@ -220,7 +224,7 @@ def _take_down(
                 # as long as a tenth of the whole pause to end.
                 held.abandon()
             with saved.phase("memory"):
-                memory.take(container.cgroup.pids(), stage)
+                memory.take(container.cgroup.pids(), stage, held.hidden)
         with saved.phase("files"):
             _copy_files(container, stage)
             _describe(container, stage, held)

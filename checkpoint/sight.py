@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pymigrate.checkpoint import rlimits
+from pymigrate.checkpoint import preload
 from pymigrate.checkpoint.proc_lines import (
     Mounted,
     NetlinkSocket,
@@ -208,7 +208,7 @@ def look(scene: Scene) -> Sight:
         own_users=scene.spec.private("user"),
         own_network=scene.own_network,
         own_ipc=scene.spec.private("ipc"),
-        can_read_limits=not rlimits.needed() or rlimits.LIBRARY.exists(),
+        can_read_limits=not preload.needed() or preload.is_here(),
         memory_device=_memory_device(),
         huge_pages=sum(
             int(path.read_text(encoding="ascii"))

@@ -4,7 +4,8 @@
 
     while it runs     read all, 64 KiB at a time: is it in the repository? else it is laid aside
     ═══ frozen ═══    read all once more, beside CRIU: only what nobody has seen is laid aside too
-                      CRIU says which pages there are: read what was not read yet, or is code
+                      CRIU, and for what it was not shown we, say which pages there are: read what
+                      was not read yet, or is code
     while it runs     store what was laid aside, if it was still there under the freeze
 
 What was seen is known by a hash of 128 bits, keyed by a number that nobody else knows: so the
@@ -27,7 +28,8 @@ from typing import BinaryIO
 
 import xxhash
 
-from pymigrate.checkpoint import archive, images, memory_map
+from pymigrate.checkpoint import archive, hidden_memory, images, memory_map
+from pymigrate.checkpoint.hidden_memory import Hidden
 from pymigrate.checkpoint.page_layout import BATCH, Batch, Layout
 from pymigrate.checkpoint.repository import THREADS
 from pymigrate.checkpoint.repository_writer import Writer
@@ -110,9 +112,10 @@ class Aside:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A file of pages as it was under the freeze, and the name of its pagemap."""
+    """A file of pages as it was under the freeze, and the name and entries of its pagemap."""
 
     map_name: str
+    entries: Sequence[images.Entry]
     size: int
     digests: list[Digest]
 
@@ -207,8 +210,9 @@ class SnapshotMemory:
                 }
         return found
 
-    def take(self, pids: Sequence[int], stage: Path) -> None:
+    def take(self, pids: Sequence[int], stage: Path, hidden: Sequence[Hidden]) -> None:
         """Lay aside what was not seen before. Raises DumpFailed if some of it cannot be read."""
+        areas = {each.inner: each.areas for each in hidden}
         still = self._still.result() if self._still is not None else {}
         directory = stage / archive.IMAGES
         with Memories.of(pids) as memories:
@@ -216,14 +220,15 @@ class SnapshotMemory:
                 inner = memory_map.process_of(path.name)
                 if inner is None:
                     continue
-                pages_id, entries = images.pagemap(path.read_bytes(), path.name)
+                pages_id, found = images.pagemap(path.read_bytes(), path.name)
+                memory = memories.by_inner.get(inner)
+                entries = hidden_memory.revealed(found, memory, areas.get(inner, ()))
                 if all(entry.present for entry in entries):
                     continue  # CRIU's file of pages is complete
                 layout = Layout.of_entries(entries)
-                memory = memories.by_inner.get(inner)
                 pages = f"pages-{pages_id}.img"
                 digests = self._take_all(layout, memory, directory / pages, still.get(inner, {}))
-                taken = _Taken(f"{archive.IMAGES}/{path.name}", layout.size, digests)
+                taken = _Taken(f"{archive.IMAGES}/{path.name}", entries, layout.size, digests)
                 self._taken[f"{archive.IMAGES}/{pages}"] = taken
 
     def _take_all(
@@ -274,7 +279,7 @@ class SnapshotMemory:
         """Change the pagemaps of what was taken to those of a dump that was not lazy."""
         for taken in self._taken.values():
             path = members[taken.map_name]
-            path.write_bytes(images.completed(path.read_bytes(), path.name))
+            path.write_bytes(images.completed(path.read_bytes(), path.name, taken.entries))
 
     def add(self, name: str) -> Member | None:
         """Add a file of pages that was taken; None if there is none of this name."""

@@ -246,7 +246,9 @@ class Precopy(_Step):
         move.peer.prepare()
         move.files_sent = FileRounds.begin(move.source, move.peer)
         move.files_sent.send_while_running()
-        move.prepared = dump.prepare(move.source, inside=move.options.inside)
+        move.prepared = dump.prepare(
+            move.source, inside=move.options.inside, lazy=move.options.lazy
+        )
         rounds: list[Round] = []
         if move.lazy:
             move.open_memory()
@@ -448,7 +450,7 @@ class Finish(_Step):
         move = self.move
         move.close_memory()
         if move.dump is not None:
-            if move.dump.lazy:
+            if move.dump.manifest.lazy:
                 move.dump.abandon()  # the cgroup stays frozen, and is killed
             else:
                 move.dump.finish()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -30,11 +31,13 @@ _KERNELS = ("[vvar", "[vdso", "[vsyscall", "[uprobes", "[sigpage")
 _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("=12Q")
 _PFNZERO, _PRESENT, _SWAPPED = 1 << 5, 1 << 3, 1 << 4
+_GUARD = 1 << 8  # since Linux 6.15; a page that nobody can read, and seems to be swapped out
 _REGIONS = 4096
 _REGION = np.dtype([("start", "=u8"), ("end", "=u8"), ("categories", "=u8")])
 
 _ENTRIES = 1 << 16  # of /proc/PID/pagemap that are read at once: 512 KiB
 _PAGEMAP_HERE = np.uint64(3 << 62)  # present or swapped
+_PAGEMAP_GUARD = np.uint64(1 << 58)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,8 @@ class Memory:
     def has_page(self, address: int) -> bool:
         """Say whether there is a page of its own at an address."""
         data = os.pread(self._pagemap, 8, address // PAGE * 8)
-        return len(data) == 8 and bool(int.from_bytes(data, "little") >> 62)
+        entry = int.from_bytes(data, "little")
+        return bool(entry & int(_PAGEMAP_HERE)) and not entry & int(_PAGEMAP_GUARD)
 
     def read(self, ranges: Sequence[Range], into: memoryview) -> int:
         """Read ranges one behind the other; return how many bytes came before one was gone."""
@@ -240,6 +244,20 @@ class Memories:
         self.close()
 
 
+@functools.cache
+def _left_out() -> int:
+    """Return the categories of pages that are none, as far as this kernel knows them."""
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        asked = _SCAN.pack(_SCAN.size, *[0] * 7, _GUARD, _GUARD, 0, _GUARD)
+        try:
+            fcntl.ioctl(pagemap, _PAGEMAP_SCAN, asked)
+        except OSError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+            return _PFNZERO
+    return _PFNZERO | _GUARD
+
+
 def _scan(pagemap: int, start: int, end: int) -> Iterator[Range]:
     """Ask for regions by PAGEMAP_SCAN; ENOTTY before Linux 6.7."""
     while start < end:
@@ -248,8 +266,9 @@ def _scan(pagemap: int, start: int, end: int) -> Iterator[Range]:
             _SCAN.pack(
                 *(_SCAN.size, 0, start, end, 0),
                 *(regions.ctypes.data, len(regions), 0),
-                # Present or swapped, and not the page of zeros that reading alone maps.
-                *(_PFNZERO, _PFNZERO, _PRESENT | _SWAPPED, _PFNZERO),
+                # Present or swapped, and neither the page of zeros that reading alone maps nor one
+                # of MADV_GUARD_INSTALL.
+                *(_left_out(), _left_out(), _PRESENT | _SWAPPED, _PFNZERO),
             )
         )
         count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, arguments)
@@ -266,7 +285,8 @@ def _walk(pagemap: int, start: int, end: int) -> Iterator[Range]:
     for at in range(start, end, _ENTRIES * PAGE):
         count = min(_ENTRIES, (end - at) // PAGE)
         data = os.pread(pagemap, count * 8, at // PAGE * 8)
-        here = (np.frombuffer(data, "<u8") & _PAGEMAP_HERE) != 0
+        entries = np.frombuffer(data, "<u8")
+        here = ((entries & _PAGEMAP_HERE) != 0) & ((entries & _PAGEMAP_GUARD) == 0)
         for first, last in runs(here):
             yield Range(at + first * PAGE, at + last * PAGE)
 

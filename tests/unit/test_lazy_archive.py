@@ -30,9 +30,7 @@ def pagemap(pages_id: int, entries: list[tuple[int, int, int]]) -> bytes:
     messages = [pagemap_pb2.pagemap_head(pages_id=pages_id)]
     for address, pages, flags in entries:
         messages.append(
-            pagemap_pb2.pagemap_entry(
-                vaddr=address, compat_nr_pages=pages & 0xFFFFFFFF, nr_pages=pages, flags=flags
-            )
+            pagemap_pb2.pagemap_entry(vaddr=address, compat_nr_pages=0, nr_pages=pages, flags=flags)
         )
     for message in messages:
         text = message.SerializeToString()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
+import pytest
 
-from pymigrate.runtime.memory import PAGE, Area, Memory, parse_maps, quiet
+from pymigrate.runtime import memory as memory_module
+from pymigrate.runtime.memory import PAGE, Area, Memory, Range, parse_maps, quiet
 
 PAGES = 9000  # more regions than one question may be answered by, and more than fit the kernel's
 
@@ -26,6 +31,33 @@ def test_scattered_pages_are_each_told_once_and_in_order() -> None:
     expected = [start + 2 * number * PAGE for number in range(PAGES)]
     assert expected == [each.start for each in found]
     assert all(each.length == PAGE for each in found)
+
+
+GUARD_INSTALL = 102
+
+
+@pytest.mark.parametrize("scans", [True, False])
+def test_guard_pages_are_no_pages(monkeypatch: pytest.MonkeyPatch, scans: bool) -> None:
+    if not scans:
+        # As a kernel before 6.7 does. From 6.15 on both ways tell guards from what is swapped out.
+        monkeypatch.setattr(memory_module, "_scan", not_here)
+    with mmap.mmap(-1, 8 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as some:
+        some[:] = b"x" * 8 * PAGE
+        start = np.frombuffer(some, np.uint8).ctypes.data
+        try:
+            some.madvise(GUARD_INSTALL, 2 * PAGE, PAGE)
+        except OSError:
+            pytest.skip("this kernel has no guard pages")
+        with closing(Memory.open(os.getpid())) as memory:
+            found = [*memory.pages(Area(start, start + 8 * PAGE, readable=True))]
+            there = [memory.has_page(start + number * PAGE) for number in range(4)]
+
+    assert [Range(start, start + 2 * PAGE), Range(start + 3 * PAGE, start + 8 * PAGE)] == found
+    assert [True, True, False, True] == there
+
+
+def not_here(*_: int) -> Iterator[Range]:
+    raise OSError(errno.ENOTTY, "no such ioctl")
 
 
 MAPS = """\

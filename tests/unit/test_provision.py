@@ -35,15 +35,19 @@ READY = provision.Host(
     udp_lite=True,
     is_root=True,
     missing=frozenset(),
-    record={"venv": "3.11 here", "python": "with test tools", "criu": "checked"},
+    record={
+        "venv": "3.11 here",
+        "python": "with test tools",
+        "criu": "checked",
+        "preload": "source",
+    },
     venv_key="3.11 here",
     python_keys={
         **dict.fromkeys(provision.GROUPS, "plain"),
         **dict.fromkeys(("test", "kernels", "kernels-full", "fuzz"), "with test tools"),
     },
     criu_key="checked",
-    lacks_resource=False,
-    rlimits_key=None,
+    preload_key="source",
 )
 
 
@@ -120,23 +124,10 @@ def test_another_python_or_place_makes_the_environment_anew() -> None:
     assert plan == provision.Plan((), make_venv=True, install_python=True, find_criu=True)
 
 
-def test_root_that_lacks_a_capability_gets_a_library_for_criu() -> None:
-    lacking = dataclasses.replace(READY, lacks_resource=True, missing=frozenset({"tcc"}))
-    plan = provision.decide(lacking, "run")
-
-    assert (["tcc"], True) == ([package.name for package in plan.packages], plan.build_rlimits)
-    assert not provision.decide(dataclasses.replace(lacking, lacks_resource=False), "run")
-
-    built = dataclasses.replace(
-        lacking,
-        missing=frozenset(),
-        rlimits_key="source",
-        record=READY.record | {"rlimits": "source"},
-    )
-    assert not provision.decide(built, "run")
-    changed = dataclasses.replace(built, rlimits_key="another source")
-    assert provision.Plan((), False, False, False, build_rlimits=True) == (
-        provision.decide(changed, "run")
+@pytest.mark.parametrize("key", [None, "another source"], ids=["none", "another"])
+def test_library_for_criu_is_built_from_the_source_that_is_there(key: str | None) -> None:
+    assert provision.Plan((), False, False, False, build_preload=True) == (
+        provision.decide(dataclasses.replace(READY, preload_key=key), "run")
     )
 
 

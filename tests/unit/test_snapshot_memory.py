@@ -78,7 +78,7 @@ def kept(
             held.change(change, b"x")
         if still:
             memory.look_still([os.getpid()], held.stage)
-        memory.take([os.getpid()], held.stage)
+        memory.take([os.getpid()], held.stage, ())
         held.change(COUNT - 1, b"y")  # it runs again: nothing of this may be seen
         memory.complete(held.members)
         pages = memory.add("checkpoint/pages-1.img")
@@ -110,7 +110,7 @@ def taken(held: Held, tmp_path: Path, before: Layout, monkeypatch: pytest.Monkey
         memory.look_still([os.getpid()], held.stage)
         memory._beside.shutdown(wait=True)
         held.change(7, b"x")
-        memory.take([os.getpid()], held.stage)
+        memory.take([os.getpid()], held.stage, ())
         pages = memory.add("checkpoint/pages-1.img")
         assert pages is not None
         described = Snapshot("", "2026-01-02T03:04:05Z", "alpha", manifest(), (pages,))
@@ -170,7 +170,7 @@ def test_memory_that_cannot_be_read_fails_the_snapshot(held: Held) -> None:
         closing(SnapshotMemory(writer)) as memory,
         pytest.raises(DumpFailed, match="cannot be read"),
     ):
-        memory.take([os.getpid()], held.stage)
+        memory.take([os.getpid()], held.stage, ())
 
 
 def test_what_is_laid_aside_comes_back_from_memory_and_file(tmp_path: Path) -> None:
