@@ -105,6 +105,15 @@ class KnownPages:
         zeros = np.asarray((hashes == self._zero).all(axis=1))
         return Compared(zeros, unchanged & ~zeros, hashes, firsts, groups)
 
+    def recall(self, inner: int, addresses: Addresses) -> tuple[Flags, Flags]:
+        """Say of pages that were not read again whether they are known, and which are zeros."""
+        hashes = np.zeros((len(addresses), 2), np.uint64)
+        for block, which, slots in _split(addresses):
+            known = self._blocks.get((inner, block))
+            if known is not None:
+                hashes[which] = known.pages[slots]
+        return hashes[:, 0] != 0, np.asarray((hashes == self._zero).all(axis=1))
+
     def processes(self) -> list[int]:
         """List the processes of which anything was known."""
         return sorted({inner for inner, _ in self._blocks})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,10 +32,10 @@ def pack(view: memoryview, kept: Flags) -> int:
     return to // PAGE
 
 
-def batches(ranges: Iterator[Range]) -> Iterator[list[Range]]:
-    """Cut and gather ranges into lists of at most BATCH pages."""
+def batches(ranges: Iterable[Range], most: int = BATCH) -> Iterator[list[Range]]:
+    """Cut and gather ranges into lists of at most so many pages."""
     batch: list[Range] = []
-    room = BATCH
+    room = most
     for each in ranges:
         start = each.start
         while start < each.end:
@@ -45,7 +45,7 @@ def batches(ranges: Iterator[Range]) -> Iterator[list[Range]]:
             start = end
             if not room:
                 yield batch
-                batch, room = [], BATCH
+                batch, room = [], most
     if batch:
         yield batch
 

@@ -24,12 +24,14 @@ from pymigrate.runtime import syscalls
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _PIECES = 1024  # IOV_MAX
 
+_RINGS = "/[aio]"
 _KERNELS = ("[vvar", "[vdso", "[vsyscall", "[uprobes", "[sigpage")
 
 # include/uapi/linux/fs.h, since Linux 6.7
 _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("=12Q")
-_PFNZERO, _PRESENT, _SWAPPED = 1 << 5, 1 << 3, 1 << 4
+_WPALLOWED, _WRITTEN, _PRESENT, _SWAPPED, _PFNZERO = 1 << 0, 1 << 1, 1 << 3, 1 << 4, 1 << 5
+_PROTECT, _ONLY_TRACKED = 1 << 0, 1 << 1  # PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WPASYNC
 _REGIONS = 4096
 _REGION = np.dtype([("start", "=u8"), ("end", "=u8"), ("categories", "=u8")])
 
@@ -59,6 +61,11 @@ class Area:
     readable: bool
     executable: bool = False
 
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
 
 def parse_maps(text: str) -> list[Area]:
     """Return the private anonymous mappings of a /proc/PID/maps."""
@@ -80,7 +87,7 @@ def quiet(text: str) -> list[Area]:
     Into code CRIU puts some of its own for a while (CRIU: compel_execute_syscall). And where there
     are rings of asynchronous I/O, the kernel may still read into any page: then there are none.
     """
-    if "/[aio]" in text:
+    if _RINGS in text:
         return []
     return [area for area in parse_maps(text) if not area.executable]
 
@@ -109,6 +116,8 @@ class Memory:
         self.inner = inner
         self._pagemap = pagemap
         self._mem = mem
+        self.has_rings = False
+        """Whether it had rings of asynchronous I/O when its areas were last asked for."""
 
     @classmethod
     def open(cls, pid: int) -> Self:
@@ -134,7 +143,9 @@ class Memory:
 
     def areas(self) -> list[Area]:
         """Return the mappings, by address; none of a process that is gone."""
-        return parse_maps(self._maps())
+        text = self._maps()
+        self.has_rings = _RINGS in text
+        return parse_maps(text)
 
     def quiet_areas(self) -> list[Area]:
         """Return those that do not change while it stands still, also under a dump; see `quiet`."""
@@ -149,13 +160,34 @@ class Memory:
     def pages(self, area: Area) -> Iterator[Range]:
         """Yield where an area has pages of its own, in memory or swapped out."""
         try:
-            yield from _scan(self._pagemap, area.start, area.end)
+            for start, end, _ in _scan(self._pagemap, area.start, area.end):
+                yield Range(start, end)
         except OSError as error:
             if error.errno == errno.ESRCH:
                 return
             if error.errno not in (errno.ENOTTY, errno.EINVAL):
                 raise
             yield from _walk(self._pagemap, area.start, area.end)
+
+    def written(self, area: Area, *, all_of_it: bool) -> list[Range]:
+        """Return what was written since this was last asked, and begin anew; the area is tracked.
+
+        With ``all_of_it`` that is every page. Raises OSError EPERM if some of it is not tracked by
+        any userfaultfd; see ``runtime/write_tracking.py``.
+        """
+        only = 0 if all_of_it else _WRITTEN
+        flags = _PROTECT | _ONLY_TRACKED
+        found = _scan(self._pagemap, area.start, area.end, flags=flags, only=only)
+        return [Range(start, end) for start, end, _ in found]
+
+    def sorted_pages(self, area: Area) -> tuple[list[Range], list[Range]]:
+        """Return where it has pages that were not written since, and all others."""
+        told = _WPALLOWED | _WRITTEN
+        clean: list[Range] = []
+        others: list[Range] = []
+        for start, end, categories in _scan(self._pagemap, area.start, area.end, told=told):
+            (clean if categories == _WPALLOWED else others).append(Range(start, end))
+        return clean, others
 
     def has_page(self, address: int) -> bool:
         """Say whether there is a page of its own at an address."""
@@ -240,22 +272,27 @@ class Memories:
         self.close()
 
 
-def _scan(pagemap: int, start: int, end: int) -> Iterator[Range]:
-    """Ask for regions by PAGEMAP_SCAN; ENOTTY before Linux 6.7."""
+def _scan(
+    pagemap: int, start: int, end: int, *, flags: int = 0, only: int = 0, told: int = _PFNZERO
+) -> Iterator[tuple[int, int, int]]:
+    """Ask by PAGEMAP_SCAN for regions with pages that have all of ``only``, and what of ``told``.
+
+    Of what is present or swapped, but not the page of zeros that reading alone maps. Raises OSError
+    ENOTTY before Linux 6.7.
+    """
     while start < end:
         regions = np.zeros(_REGIONS, _REGION)
         arguments = bytearray(
             _SCAN.pack(
-                *(_SCAN.size, 0, start, end, 0),
+                *(_SCAN.size, flags, start, end, 0),
                 *(regions.ctypes.data, len(regions), 0),
-                # Present or swapped, and not the page of zeros that reading alone maps.
-                *(_PFNZERO, _PFNZERO, _PRESENT | _SWAPPED, _PFNZERO),
+                *(_PFNZERO, _PFNZERO | only, _PRESENT | _SWAPPED, told),
             )
         )
         count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, arguments)
         last = start
-        for first, last, _ in regions[:count].tolist():
-            yield Range(first, last)
+        for first, last, categories in regions[:count].tolist():
+            yield first, last, categories
         # Where the kernel's own buffer (of 512 regions) was full on the way, it leaves the end of
         # the walk at that place, although it went on: what it told must not be asked for again.
         start = max(last, _SCAN.unpack(arguments)[4])
