@@ -27,7 +27,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -113,6 +113,7 @@ class Pager:
         self._urgent: deque[Ready] = deque()
         self._placing = threading.Condition()
         self._is_attached = False
+        self._is_arriving = False
         self._is_ending = False
         self._selector = selectors.PollSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -325,6 +326,17 @@ class Pager:
         self._place_in_all(inner, address, length, None)
         self._filled += length // PAGE
 
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[None]:
+        """Put in place what has just come before anything that only is ready."""
+        self._is_arriving = True
+        try:
+            yield
+        finally:
+            with self._placing:
+                self._is_arriving = False
+                self._placing.notify_all()
+
     @property
     def filled(self) -> int:
         """Pages put in place so far."""
@@ -364,7 +376,7 @@ class Pager:
                 with self._placing:
                     if self._urgent:
                         urgent = self._urgent.popleft()
-                    elif self._is_attached:
+                    elif self._is_attached and not self._is_arriving:
                         run = self._ready.take(_PIECE)
                     if urgent is None and run is None:
                         if self._is_ending:

@@ -34,7 +34,8 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
             taken = 0
             while (piece := listener.hear()) is not None:
                 batch = pages.decode(piece)
-                _take(pager, batch)
+                with pager.arriving():
+                    _take(pager, batch)
                 if _asks(batch) and pager.holds(batch.inner):
                     listener.tell(pages.news(News.HELD, inner=batch.inner))
                 pager.check()
