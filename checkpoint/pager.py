@@ -33,6 +33,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pymigrate.checkpoint.known_pages import Addresses
 from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
 from pymigrate.checkpoint.space import Space
 from pymigrate.runtime import syscalls, userfault
@@ -357,15 +358,25 @@ class Pager:
             raise ProtocolError(f"pages at {address:#x} were never sent")
         with self._placing:
             self._ready.add(Ready(inner, address, length, content))
-            # These may have been on their way already when they were asked for.
-            for at in [
-                at
-                for process, at in self._waited
-                if process == inner and address <= at < address + length
-            ]:
-                self._waited.remove((inner, at))
-                self._urgent.append(Ready(inner, at, PAGE, content))
-            self._placing.notify_all()
+            self._catch_up(inner)
+
+    def settle_all(
+        self, inner: int, addresses: Addresses, pages: Addresses, contents: Addresses
+    ) -> None:
+        """Do so for many runs of pages of one process, by ascending addresses."""
+        if inner not in self._aside and (contents == Content.ASIDE).any():
+            raise ProtocolError(f"pages of process {inner} were never sent")
+        with self._placing:
+            self._ready.add_all(inner, addresses, pages, contents)
+            self._catch_up(inner)
+
+    def _catch_up(self, inner: int) -> None:
+        """Put in place soon what was asked for when it was on its way already."""
+        for key in [key for key in self._waited if key[0] == inner]:
+            if ready := self._ready.find(*key, PAGE):
+                self._waited.remove(key)
+                self._urgent.append(ready)
+        self._placing.notify_all()
 
     def _place_ready(self) -> None:
         """Put in place what is ready, what is waited for first; ends when asked to and done."""

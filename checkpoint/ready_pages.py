@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymigrate.checkpoint.known_pages import BLOCK, PAGE
+from pymigrate.checkpoint.known_pages import BLOCK, PAGE, Addresses, expanded, split
 from pymigrate.runtime.errors import NoSpace
 
 _SPARE = 1024
+_AT_ONCE = 1 << 18  # pages
 
 
 class Content(enum.IntEnum):
@@ -24,6 +25,9 @@ class Content(enum.IntEnum):
 
     ASIDE = 1
     ZERO = 2
+
+
+_CONTENTS = {int(each): each for each in Content}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +61,37 @@ class ReadyPages:
             while at < end:
                 block, slot = divmod(at, BLOCK)
                 count = min(BLOCK - slot, end - at)
-                key = (run.inner, block)
-                if key not in self._blocks:
-                    if len(self._blocks) >= self._room:
-                        raise NoSpace("more memory is spoken of than was announced")
-                    self._blocks[key] = np.zeros(BLOCK, np.uint8)
-                self._blocks[key][slot : slot + count] = run.content
+                self._block(run.inner, block)[slot : slot + count] = run.content
                 at += count
+
+    def add_all(
+        self, inner: int, addresses: Addresses, pages: Addresses, contents: Addresses
+    ) -> None:
+        """Remember many runs of pages of one process, by ascending addresses; as `add` does."""
+        lengths = pages * PAGE
+        runs = [
+            Ready(inner, address, length, _CONTENTS[content])
+            for address, length, content in zip(
+                addresses.tolist(), lengths.tolist(), contents.tolist(), strict=True
+            )
+        ]
+        if int(pages.sum()) > _AT_ONCE:  # it may be any number that somebody has sent
+            for run in runs:
+                self.add(run)
+            return
+        kinds = np.repeat(contents.astype(np.uint8), pages.astype(np.int64))
+        with self._lock:
+            self._runs.extend(runs)
+            for block, which, slots in split(expanded(addresses, pages)):
+                self._block(inner, block)[slots] = kinds[which]
+
+    def _block(self, inner: int, block: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        key = (inner, block)
+        if key not in self._blocks:
+            if len(self._blocks) >= self._room:
+                raise NoSpace("more memory is spoken of than was announced")
+            self._blocks[key] = np.zeros(BLOCK, np.uint8)
+        return self._blocks[key]
 
     def take(self, most: int) -> Ready | None:
         """Take at most so many bytes of what was said first; None if nothing is left."""

@@ -33,6 +33,7 @@ from pymigrate.migrate.batching import (
     addresses_of,
     batches,
     pack,
+    pieces,
     ranges_of,
     table,
 )
@@ -45,7 +46,7 @@ from pymigrate.runtime.write_tracking import WriteTracking
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import PATIENCE, Speaker
-from pymigrate.transport.pages import PAGE, Kind, News, Run, Stage
+from pymigrate.transport.pages import PAGE, Kind, News, Run, Runs, Stage
 
 SIZE = pages.MAX_PAGES * PAGE + pages.TRAILER
 WORKERS = 2  # threads that compress
@@ -131,10 +132,10 @@ class MemorySender:
             self._known.forget_process(inner)
 
     def _ask(self, processes: Sequence[int]) -> Iterator[None]:
-        self._say(self._take_buffer(), 0, Stage.EARLY, 0, [])
+        self._say(self._take_buffer(), 0, Stage.EARLY, 0, Runs.of(()))
         yield
         for inner in processes:
-            self._say(self._take_buffer(), 0, Stage.EARLY, inner, [Run(0, 1, Kind.SAME)])
+            self._say(self._take_buffer(), 0, Stage.EARLY, inner, _one(0, Kind.SAME))
             yield
 
     def _confirmed(self) -> KnownPages:
@@ -386,14 +387,14 @@ class MemorySender:
         for memory, area in areas:
             clean, rest = self._tracking.sort(memory, area)
             others.append((memory, rest))
-            for ranges in batches(clean, _RECALLED):
-                unknown = self._say_held(memory.inner, addresses_of(ranges))
+            for addresses in pieces(clean, _RECALLED):
+                unknown = self._say_held(memory.inner, addresses)
                 if len(unknown):
                     others.append((memory, ranges_of(unknown)))
                 yield
         yield from self._walk_hot()
-        for memory, ranges in others:
-            yield from self._walk_ranges(memory, ranges, Stage.FINAL)
+        for memory, left in others:
+            yield from self._walk_ranges(memory, left, Stage.FINAL)
 
     def _walk_ranges(self, memory: Memory, ranges: Iterable[Range], stage: Stage) -> Iterator[None]:
         for some in batches(ranges):
@@ -448,7 +449,7 @@ class MemorySender:
         if not memory.has_page(address):
             if self._gone.missing(inner, near[:1])[0]:
                 self._gone.add(inner, near[:1])
-                zero = [Run(address, 1, Kind.ZERO)]
+                zero = _one(address, Kind.ZERO)
                 self._say(self._take_buffer(), 0, Stage.FINAL, inner, zero, urgent=True)
             return
         there = np.array([memory.has_page(int(each)) for each in near], np.bool_)
@@ -519,7 +520,7 @@ class MemorySender:
         count: int,
         stage: Stage,
         inner: int,
-        said: Sequence[Run],
+        said: Runs,
         *,
         urgent: bool = False,
     ) -> None:
@@ -535,3 +536,7 @@ class MemorySender:
                 self._unconfirmed.append((self._total, inner, addresses_in(said)))
             self._outbox.put(piece, urgent=urgent)
             self._changed.notify_all()
+
+
+def _one(address: int, kind: Kind) -> Runs:
+    return Runs.of([Run(address, 1, kind)])

@@ -35,6 +35,9 @@ _PROTECT, _ONLY_TRACKED = 1 << 0, 1 << 1  # PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_W
 _REGIONS = 4096
 _REGION = np.dtype([("start", "=u8"), ("end", "=u8"), ("categories", "=u8")])
 
+Regions = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+"""Many ranges: of each its start and its end."""
+
 _ENTRIES = 1 << 16  # of /proc/PID/pagemap that are read at once: 512 KiB
 _PAGEMAP_HERE = np.uint64(3 << 62)  # present or swapped
 
@@ -160,8 +163,8 @@ class Memory:
     def pages(self, area: Area) -> Iterator[Range]:
         """Yield where an area has pages of its own, in memory or swapped out."""
         try:
-            for start, end, _ in _scan(self._pagemap, area.start, area.end):
-                yield Range(start, end)
+            for regions in _scan(self._pagemap, area.start, area.end):
+                yield from _ranges(regions)
         except OSError as error:
             if error.errno == errno.ESRCH:
                 return
@@ -178,16 +181,16 @@ class Memory:
         only = 0 if all_of_it else _WRITTEN
         flags = _PROTECT | _ONLY_TRACKED
         found = _scan(self._pagemap, area.start, area.end, flags=flags, only=only)
-        return [Range(start, end) for start, end, _ in found]
+        return [each for regions in found for each in _ranges(regions)]
 
-    def sorted_pages(self, area: Area) -> tuple[list[Range], list[Range]]:
+    def sorted_pages(self, area: Area) -> tuple[Regions, list[Range]]:
         """Return where it has pages that were not written since, and all others."""
         told = _WPALLOWED | _WRITTEN
-        clean: list[Range] = []
-        others: list[Range] = []
-        for start, end, categories in _scan(self._pagemap, area.start, area.end, told=told):
-            (clean if categories == _WPALLOWED else others).append(Range(start, end))
-        return clean, others
+        found = [*_scan(self._pagemap, area.start, area.end, told=told), np.zeros(0, _REGION)]
+        regions = np.concatenate(found)
+        is_clean = regions["categories"] == _WPALLOWED
+        clean = np.stack([regions[name][is_clean] for name in ("start", "end")], axis=1)
+        return clean, [*_ranges(regions[~is_clean])]
 
     def has_page(self, address: int) -> bool:
         """Say whether there is a page of its own at an address."""
@@ -274,7 +277,7 @@ class Memories:
 
 def _scan(
     pagemap: int, start: int, end: int, *, flags: int = 0, only: int = 0, told: int = _PFNZERO
-) -> Iterator[tuple[int, int, int]]:
+) -> Iterator[np.ndarray[tuple[int], np.dtype[np.void]]]:
     """Ask by PAGEMAP_SCAN for regions with pages that have all of ``only``, and what of ``told``.
 
     Of what is present or swapped, but not the page of zeros that reading alone maps. Raises OSError
@@ -290,12 +293,16 @@ def _scan(
             )
         )
         count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, arguments)
-        last = start
-        for first, last, categories in regions[:count].tolist():
-            yield first, last, categories
+        last = int(regions["end"][count - 1]) if count else start
+        yield regions[:count]
         # Where the kernel's own buffer (of 512 regions) was full on the way, it leaves the end of
         # the walk at that place, although it went on: what it told must not be asked for again.
         start = max(last, _SCAN.unpack(arguments)[4])
+
+
+def _ranges(regions: np.ndarray[tuple[int], np.dtype[np.void]]) -> Iterator[Range]:
+    for start, end, _ in regions.tolist():
+        yield Range(start, end)
 
 
 def _walk(pagemap: int, start: int, end: int) -> Iterator[Range]:

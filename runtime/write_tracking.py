@@ -22,9 +22,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from pymigrate.runtime import syscalls, tracee, userfault
-from pymigrate.runtime.memory import Area, Memory, Range
+import numpy as np
 
+from pymigrate.runtime import syscalls, tracee, userfault
+from pymigrate.runtime.memory import Area, Memory, Range, Regions
+
+_NOWHERE: Regions = np.zeros((0, 2), np.uint64)
 _PROGRAM = (sys.executable, "-I", "-m", tracee.__name__)
 _PATIENCE = 5.0  # seconds for all processes to be asked
 
@@ -83,16 +86,16 @@ class WriteTracking:
         except OSError as error:
             return _unless_strange(error, memory, area)
 
-    def sort(self, memory: Memory, area: Area) -> tuple[Iterable[Range], Iterable[Range]]:
+    def sort(self, memory: Memory, area: Area) -> tuple[Regions, Iterable[Range]]:
         """Return where a frozen process has pages that were not written since, and others."""
         fd = self._descriptors.get(memory.pid, -1)
         if fd < 0 or memory.has_rings:
-            return (), memory.pages(area)
+            return _NOWHERE, memory.pages(area)
         try:
             found = memory.sorted_pages(area)
             userfault.track(fd, area.start, area.length)  # fails if it was another's
         except OSError as error:
-            return (), _unless_strange(error, memory, area)
+            return _NOWHERE, _unless_strange(error, memory, area)
         else:
             return found
 
