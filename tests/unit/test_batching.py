@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,7 +65,7 @@ def test_a_table_says_each_page_and_what_it_is(some: list[Range], data: st.DataO
     assert kinds == [run.kind for run in said for _ in range(run.pages)]
     assert all(
         left.kind != right.kind or left.address + left.pages * PAGE < right.address
-        for left, right in zip(said, said[1:], strict=False)
+        for left, right in itertools.pairwise(said)
     )
 
 
