@@ -115,6 +115,7 @@ class Pager:
         self._placing = threading.Condition()
         self._is_attached = False
         self._is_arriving = False
+        self._all_is_said = False
         self._is_ending = False
         self._selector = selectors.PollSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -274,6 +275,8 @@ class Pager:
                 # Before all memory is registered, a page beside this one could be passed over.
                 most = _AROUND if self._is_attached else PAGE
                 ready = self._ready.find(space.inner, address, most)
+                if ready is None and self._all_is_said:
+                    ready = Ready(space.inner, address, PAGE, Content.ZERO)
                 if ready is None:
                     self._waited.add((space.inner, address))
                 else:
@@ -370,6 +373,14 @@ class Pager:
             self._ready.add_all(inner, addresses, pages, contents)
             self._catch_up(inner)
 
+    def all_is_said(self) -> None:
+        """Take what is neither there nor ready for zeros: all else was spoken of."""
+        with self._placing:
+            self._all_is_said = True
+            self._urgent.extend(Ready(*key, PAGE, Content.ZERO) for key in self._waited)
+            self._waited.clear()
+            self._placing.notify_all()
+
     def _catch_up(self, inner: int) -> None:
         """Put in place soon what was asked for when it was on its way already."""
         for key in [key for key in self._waited if key[0] == inner]:
@@ -459,6 +470,7 @@ class Pager:
 
     def finish(self) -> None:
         """Let go: everything is in place, and what is still absent is zeros."""
+        self.all_is_said()
         with self._placing:
             # Whoever says that all was sent before the restore has sent something else.
             if not self._is_attached:

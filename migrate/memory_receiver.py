@@ -67,7 +67,9 @@ def _take(pager: Pager, batch: Batch) -> None:
             pager.put_aside(batch.inner, run.address, content)
             if is_final:
                 pager.settle(batch.inner, run.address, length, Content.ASIDE)
-    if is_final:
+    if is_final and not len(runs):
+        pager.all_is_said()
+    elif is_final:
         rest = runs.only(Kind.ZERO, Kind.SAME)
         contents = np.where(rest.kinds == Kind.ZERO, Content.ZERO, Content.ASIDE)
         pager.settle_all(batch.inner, rest.addresses, rest.pages, contents.astype(np.uint64))

@@ -18,6 +18,7 @@ a pool compresses, one sends, one hears; all end with the conversation.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -380,14 +381,19 @@ class MemorySender:
                 )
             yield
         yield from self._walk_frozen(later)
+        if not self._complete:
+            # Nothing of nobody: what was not spoken of until now are zeros.
+            self._say(self._take_buffer(), 0, Stage.FINAL, 0, Runs.of(()))
 
     def _walk_frozen(self, areas: Sequence[tuple[Memory, Area]]) -> Iterator[None]:
         """Say first what holds, which takes no reading where writes are tracked; then the rest."""
         others: list[tuple[Memory, Iterable[Range]]] = []
-        for memory, area in areas:
-            clean, rest = self._tracking.sort(memory, area)
-            others.append((memory, rest))
-            for addresses in pieces(clean, _RECALLED):
+        for memory, some in itertools.groupby(areas, key=lambda each: each[0]):
+            sorted_areas = [self._tracking.sort(memory, area) for _, area in some]
+            others.append((memory, itertools.chain.from_iterable(rest for _, rest in sorted_areas)))
+            for addresses in pieces(
+                np.concatenate([clean for clean, _ in sorted_areas]), _RECALLED
+            ):
                 unknown = self._say_held(memory.inner, addresses)
                 if len(unknown):
                     others.append((memory, ranges_of(unknown)))

@@ -10,7 +10,8 @@ place that is sent; a table of runs and an end of fixed size say what it is::
 
 All numbers are big-endian. Runs are in the order of their addresses and do not overlap; the content
 is that of the runs of kind CONTENT, in their order. An EARLY run of kind SAME asks whether the
-target still holds what it was sent for that process before a cut: see HELD. News go the other way,
+target still holds what it was sent for that process before a cut: see HELD. A FINAL batch without
+any run, of process 0, says that all was spoken of: other pages are zeros. News go the other way,
 each of sixteen bytes.
 
 What comes from the other side is hostile: `decode` and `parse_news` refuse what is not of this
