@@ -50,7 +50,7 @@ _STEP = 1 << 20  # bytes that are copied at once
 _PIECE = (
     256 << 10
 )  # bytes of what is ready that are put in place at once: who waits, waits for them
-_AROUND = 64 << 10  # bytes that are put in place with a page that is ready and waited for
+_AROUND = 64 << 10  # bytes of which all that is ready is put in place with a page waited for
 _ASIDE = "aside-"  # and a PID: what the keeper calls the files of what came early
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
 
@@ -111,6 +111,7 @@ class Pager:
         self._count = 0
         self._ready = ReadyPages(room // PAGE)
         self._waited: set[tuple[int, int]] = set()  # pages that are not ready yet
+        self._windows: set[tuple[int, int]] = set()  # in which pages were waited for
         self._urgent: deque[Ready] = deque()
         self._placing = threading.Condition()
         self._is_attached = False
@@ -272,18 +273,27 @@ class Pager:
         for address in wanted:
             self.faults += 1
             with self._placing:
-                # Before all memory is registered, a page beside this one could be passed over.
-                most = _AROUND if self._is_attached else PAGE
-                ready = self._ready.find(space.inner, address, most)
-                if ready is None and self._all_is_said:
-                    ready = Ready(space.inner, address, PAGE, Content.ZERO)
-                if ready is None:
-                    self._waited.add((space.inner, address))
-                else:
-                    self._urgent.append(ready)
+                ready = self._ready_around(space.inner, address)
+                if ready:
+                    self._urgent.extend(ready)
                     self._placing.notify_all()
-            if ready is None:
+                else:
+                    self._waited.add((space.inner, address))
+            if not ready:
                 self._wanted(space.inner, address)
+
+    def _ready_around(self, inner: int, address: int) -> list[Ready]:
+        """Return what can be put in place for who waits for a page, that page first."""
+        window = (inner, address // _AROUND)
+        # Before all memory is registered, a page beside this one could be passed over; and what was
+        # put in place with another is not tried again.
+        is_first = self._is_attached and window not in self._windows
+        ready = self._ready.find(inner, address, _AROUND if is_first else PAGE)
+        if ready and is_first:
+            self._windows.add(window)
+        if not ready and self._all_is_said:
+            ready = [Ready(inner, address, PAGE, Content.ZERO)]
+        return ready
 
     def _change(self, space: Space, message: userfault.Message) -> None:
         if message.event == Event.FORK:
@@ -384,9 +394,9 @@ class Pager:
     def _catch_up(self, inner: int) -> None:
         """Put in place soon what was asked for when it was on its way already."""
         for key in [key for key in self._waited if key[0] == inner]:
-            if ready := self._ready.find(*key, PAGE):
+            if ready := self._ready.find(*key):
                 self._waited.remove(key)
-                self._urgent.append(ready)
+                self._urgent.extend(ready)
         self._placing.notify_all()
 
     def _place_ready(self) -> None:

@@ -7,6 +7,7 @@ they belong to are restored some 100 ms later. So what is to be put in place the
 from __future__ import annotations
 
 import enum
+import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -105,17 +106,29 @@ class ReadyPages:
             self._runs.appendleft(rest)
             return Ready(run.inner, run.address, most, run.content)
 
-    def find(self, inner: int, address: int, most: int) -> Ready | None:
-        """Return what is ready from an address on, at most so many bytes; None if nothing is.
+    def find(self, inner: int, address: int, around: int = PAGE) -> list[Ready]:
+        """Return what is ready at an address, and then what else is in the bytes around it.
 
-        It is not taken: it stays known here also after it was put in place.
+        These are a power of two, at most BLOCK pages, and aligned. Nothing if the page itself is
+        not ready. It is not taken: it stays known here also after it was put in place.
         """
+        window = around // PAGE
         with self._lock:
             block, slot = divmod(address // PAGE, BLOCK)
             kinds = self._blocks.get((inner, block))
             if kinds is None or not kinds[slot]:
-                return None
-            run = kinds[slot : slot + most // PAGE]
-            others = np.flatnonzero(run != run[0])
-            count = int(others[0]) if len(others) else len(run)
-            return Ready(inner, address, count * PAGE, Content(int(run[0])))
+                return []
+            first = slot - slot % window
+            some = kinds[first : first + window]
+            edges = [0, *(np.flatnonzero(np.diff(some)) + 1).tolist(), window]
+            runs = [
+                Ready(
+                    inner,
+                    (block * BLOCK + first + begin) * PAGE,
+                    (end - begin) * PAGE,
+                    _CONTENTS[int(some[begin])],
+                )
+                for begin, end in itertools.pairwise(edges)
+                if some[begin]
+            ]
+        return sorted(runs, key=lambda run: not run.address <= address < run.address + run.length)
