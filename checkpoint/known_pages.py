@@ -29,6 +29,13 @@ Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 _NONE: Indices = np.zeros(0, np.int64)
 
 
+def expanded(begins: Addresses, counts: Addresses) -> Addresses:
+    """Return the address of each page of runs, which are told by address and number of pages."""
+    before = np.cumsum(counts) - counts  # pages of all runs before it
+    firsts = np.repeat(begins - before * PAGE, counts.astype(np.int64))
+    return np.asarray(firsts + np.arange(len(firsts), dtype=np.uint64) * PAGE)
+
+
 def zero_pages(content: memoryview) -> Flags:
     """Say of each page whether it holds nothing but zeros."""
     words = np.frombuffer(content, np.uint64).reshape(-1, PAGE // 8)
@@ -86,7 +93,7 @@ class KnownPages:
         unchanged = np.zeros(count, np.bool_)
         firsts = _whole_groups(addresses)
         groups = self._digests(content, (firsts * PAGE).tolist(), GROUP * PAGE)
-        for block, which, slots in _split(addresses[firsts]):
+        for block, which, slots in split(addresses[firsts]):
             known = self._blocks.get((inner, block))
             if known is not None:
                 numbers = slots // GROUP
@@ -97,7 +104,7 @@ class KnownPages:
         rest = np.flatnonzero(~unchanged)
         if len(rest):
             hashes[rest] = self._digests(content, (rest * PAGE).tolist(), PAGE)
-            for block, which, slots in _split(addresses[rest]):
+            for block, which, slots in split(addresses[rest]):
                 known = self._blocks.get((inner, block))
                 if known is not None:
                     same = (known.pages[slots] == hashes[rest[which]]).all(axis=1)
@@ -105,13 +112,22 @@ class KnownPages:
         zeros = np.asarray((hashes == self._zero).all(axis=1))
         return Compared(zeros, unchanged & ~zeros, hashes, firsts, groups)
 
+    def recall(self, inner: int, addresses: Addresses) -> tuple[Flags, Flags]:
+        """Say of pages that were not read again whether they are known, and which are zeros."""
+        hashes = np.zeros((len(addresses), 2), np.uint64)
+        for block, which, slots in split(addresses):
+            known = self._blocks.get((inner, block))
+            if known is not None:
+                hashes[which] = known.pages[slots]
+        return hashes[:, 0] != 0, np.asarray((hashes == self._zero).all(axis=1))
+
     def processes(self) -> list[int]:
         """List the processes of which anything was known."""
         return sorted({inner for inner, _ in self._blocks})
 
     def forget(self, inner: int, addresses: Addresses) -> None:
         """Take back what was learned of pages: they may not have arrived."""
-        for block, _, slots in _split(addresses):
+        for block, _, slots in split(addresses):
             known = self._blocks.get((inner, block))
             if known is not None:
                 known.pages[slots] = 0
@@ -124,11 +140,11 @@ class KnownPages:
 
     def learn(self, inner: int, addresses: Addresses, seen: Compared) -> None:
         """Remember that all of this is sent, or was before; zeros need no sending."""
-        for block, which, slots in _split(addresses):
+        for block, which, slots in split(addresses):
             known = self._blocks.setdefault((inner, block), _Block())
             known.pages[slots] = seen.hashes[which]
             known.groups[slots // GROUP] = 0  # or it would still vouch for what was there before
-        for block, which, slots in _split(addresses[seen.firsts]):
+        for block, which, slots in split(addresses[seen.firsts]):
             self._blocks[inner, block].groups[slots // GROUP] = seen.groups[which]
 
 
@@ -140,7 +156,7 @@ def _whole_groups(addresses: Addresses) -> Indices:
     return np.asarray(firsts[whole])
 
 
-def _split(addresses: Addresses) -> list[tuple[int, slice, Addresses]]:
+def split(addresses: Addresses) -> list[tuple[int, slice, Addresses]]:
     """Sort ascending addresses into blocks: the block, which of them, where in it."""
     numbers = addresses // PAGE
     blocks = numbers // BLOCK
@@ -164,7 +180,7 @@ class PageSet:
     def missing(self, inner: int, addresses: Addresses) -> Flags:
         """Say of each ascending address whether it is not in the set."""
         result = np.ones(len(addresses), np.bool_)
-        for block, which, slots in _split(addresses):
+        for block, which, slots in split(addresses):
             known = self._blocks.get((inner, block))
             if known is not None:
                 result[which] = ~known[slots]
@@ -172,12 +188,12 @@ class PageSet:
 
     def add(self, inner: int, addresses: Addresses) -> None:
         """Put ascending addresses into the set."""
-        for block, _, slots in _split(addresses):
+        for block, _, slots in split(addresses):
             self._blocks.setdefault((inner, block), np.zeros(BLOCK, np.bool_))[slots] = True
 
     def discard(self, inner: int, addresses: Addresses) -> None:
         """Take ascending addresses out of the set."""
-        for block, _, slots in _split(addresses):
+        for block, _, slots in split(addresses):
             known = self._blocks.get((inner, block))
             if known is not None:
                 known[slots] = False

@@ -27,12 +27,13 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from pymigrate.checkpoint.known_pages import Addresses
 from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
 from pymigrate.checkpoint.space import Space
 from pymigrate.runtime import syscalls, userfault
@@ -49,7 +50,7 @@ _STEP = 1 << 20  # bytes that are copied at once
 _PIECE = (
     256 << 10
 )  # bytes of what is ready that are put in place at once: who waits, waits for them
-_AROUND = 64 << 10  # bytes that are put in place with a page that is ready and waited for
+_AROUND = 64 << 10  # bytes of which all that is ready is put in place with a page waited for
 _ASIDE = "aside-"  # and a PID: what the keeper calls the files of what came early
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
 
@@ -110,9 +111,12 @@ class Pager:
         self._count = 0
         self._ready = ReadyPages(room // PAGE)
         self._waited: set[tuple[int, int]] = set()  # pages that are not ready yet
+        self._windows: set[tuple[int, int]] = set()  # in which pages were waited for
         self._urgent: deque[Ready] = deque()
         self._placing = threading.Condition()
         self._is_attached = False
+        self._is_arriving = False
+        self._all_is_said = False
         self._is_ending = False
         self._selector = selectors.PollSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -269,16 +273,27 @@ class Pager:
         for address in wanted:
             self.faults += 1
             with self._placing:
-                # Before all memory is registered, a page beside this one could be passed over.
-                most = _AROUND if self._is_attached else PAGE
-                ready = self._ready.find(space.inner, address, most)
-                if ready is None:
-                    self._waited.add((space.inner, address))
-                else:
-                    self._urgent.append(ready)
+                ready = self._ready_around(space.inner, address)
+                if ready:
+                    self._urgent.extend(ready)
                     self._placing.notify_all()
-            if ready is None:
+                else:
+                    self._waited.add((space.inner, address))
+            if not ready:
                 self._wanted(space.inner, address)
+
+    def _ready_around(self, inner: int, address: int) -> list[Ready]:
+        """Return what can be put in place for who waits for a page, that page first."""
+        window = (inner, address // _AROUND)
+        # Before all memory is registered, a page beside this one could be passed over; and what was
+        # put in place with another is not tried again.
+        is_first = self._is_attached and window not in self._windows
+        ready = self._ready.find(inner, address, _AROUND if is_first else PAGE)
+        if ready and is_first:
+            self._windows.add(window)
+        if not ready and self._all_is_said:
+            ready = [Ready(inner, address, PAGE, Content.ZERO)]
+        return ready
 
     def _change(self, space: Space, message: userfault.Message) -> None:
         if message.event == Event.FORK:
@@ -325,6 +340,17 @@ class Pager:
         self._place_in_all(inner, address, length, None)
         self._filled += length // PAGE
 
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[None]:
+        """Put in place what has just come before anything that only is ready."""
+        self._is_arriving = True
+        try:
+            yield
+        finally:
+            with self._placing:
+                self._is_arriving = False
+                self._placing.notify_all()
+
     @property
     def filled(self) -> int:
         """Pages put in place so far."""
@@ -345,15 +371,33 @@ class Pager:
             raise ProtocolError(f"pages at {address:#x} were never sent")
         with self._placing:
             self._ready.add(Ready(inner, address, length, content))
-            # These may have been on their way already when they were asked for.
-            for at in [
-                at
-                for process, at in self._waited
-                if process == inner and address <= at < address + length
-            ]:
-                self._waited.remove((inner, at))
-                self._urgent.append(Ready(inner, at, PAGE, content))
+            self._catch_up(inner)
+
+    def settle_all(
+        self, inner: int, addresses: Addresses, pages: Addresses, contents: Addresses
+    ) -> None:
+        """Do so for many runs of pages of one process, by ascending addresses."""
+        if inner not in self._aside and (contents == Content.ASIDE).any():
+            raise ProtocolError(f"pages of process {inner} were never sent")
+        with self._placing:
+            self._ready.add_all(inner, addresses, pages, contents)
+            self._catch_up(inner)
+
+    def all_is_said(self) -> None:
+        """Take what is neither there nor ready for zeros: all else was spoken of."""
+        with self._placing:
+            self._all_is_said = True
+            self._urgent.extend(Ready(*key, PAGE, Content.ZERO) for key in self._waited)
+            self._waited.clear()
             self._placing.notify_all()
+
+    def _catch_up(self, inner: int) -> None:
+        """Put in place soon what was asked for when it was on its way already."""
+        for key in [key for key in self._waited if key[0] == inner]:
+            if ready := self._ready.find(*key):
+                self._waited.remove(key)
+                self._urgent.extend(ready)
+        self._placing.notify_all()
 
     def _place_ready(self) -> None:
         """Put in place what is ready, what is waited for first; ends when asked to and done."""
@@ -364,7 +408,7 @@ class Pager:
                 with self._placing:
                     if self._urgent:
                         urgent = self._urgent.popleft()
-                    elif self._is_attached:
+                    elif self._is_attached and not self._is_arriving:
                         run = self._ready.take(_PIECE)
                     if urgent is None and run is None:
                         if self._is_ending:
@@ -436,6 +480,7 @@ class Pager:
 
     def finish(self) -> None:
         """Let go: everything is in place, and what is still absent is zeros."""
+        self.all_is_said()
         with self._placing:
             # Whoever says that all was sent before the restore has sent something else.
             if not self._is_attached:

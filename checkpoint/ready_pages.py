@@ -7,16 +7,18 @@ they belong to are restored some 100 ms later. So what is to be put in place the
 from __future__ import annotations
 
 import enum
+import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from pymigrate.checkpoint.known_pages import BLOCK, PAGE
+from pymigrate.checkpoint.known_pages import BLOCK, PAGE, Addresses, expanded, split
 from pymigrate.runtime.errors import NoSpace
 
 _SPARE = 1024
+_AT_ONCE = 1 << 18  # pages
 
 
 class Content(enum.IntEnum):
@@ -24,6 +26,9 @@ class Content(enum.IntEnum):
 
     ASIDE = 1
     ZERO = 2
+
+
+_CONTENTS = {int(each): each for each in Content}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +62,37 @@ class ReadyPages:
             while at < end:
                 block, slot = divmod(at, BLOCK)
                 count = min(BLOCK - slot, end - at)
-                key = (run.inner, block)
-                if key not in self._blocks:
-                    if len(self._blocks) >= self._room:
-                        raise NoSpace("more memory is spoken of than was announced")
-                    self._blocks[key] = np.zeros(BLOCK, np.uint8)
-                self._blocks[key][slot : slot + count] = run.content
+                self._block(run.inner, block)[slot : slot + count] = run.content
                 at += count
+
+    def add_all(
+        self, inner: int, addresses: Addresses, pages: Addresses, contents: Addresses
+    ) -> None:
+        """Remember many runs of pages of one process, by ascending addresses; as `add` does."""
+        lengths = pages * PAGE
+        runs = [
+            Ready(inner, address, length, _CONTENTS[content])
+            for address, length, content in zip(
+                addresses.tolist(), lengths.tolist(), contents.tolist(), strict=True
+            )
+        ]
+        if int(pages.sum()) > _AT_ONCE:  # it may be any number that somebody has sent
+            for run in runs:
+                self.add(run)
+            return
+        kinds = np.repeat(contents.astype(np.uint8), pages.astype(np.int64))
+        with self._lock:
+            self._runs.extend(runs)
+            for block, which, slots in split(expanded(addresses, pages)):
+                self._block(inner, block)[slots] = kinds[which]
+
+    def _block(self, inner: int, block: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        key = (inner, block)
+        if key not in self._blocks:
+            if len(self._blocks) >= self._room:
+                raise NoSpace("more memory is spoken of than was announced")
+            self._blocks[key] = np.zeros(BLOCK, np.uint8)
+        return self._blocks[key]
 
     def take(self, most: int) -> Ready | None:
         """Take at most so many bytes of what was said first; None if nothing is left."""
@@ -77,17 +106,29 @@ class ReadyPages:
             self._runs.appendleft(rest)
             return Ready(run.inner, run.address, most, run.content)
 
-    def find(self, inner: int, address: int, most: int) -> Ready | None:
-        """Return what is ready from an address on, at most so many bytes; None if nothing is.
+    def find(self, inner: int, address: int, around: int = PAGE) -> list[Ready]:
+        """Return what is ready at an address, and then what else is in the bytes around it.
 
-        It is not taken: it stays known here also after it was put in place.
+        These are a power of two, at most BLOCK pages, and aligned. Nothing if the page itself is
+        not ready. It is not taken: it stays known here also after it was put in place.
         """
+        window = around // PAGE
         with self._lock:
             block, slot = divmod(address // PAGE, BLOCK)
             kinds = self._blocks.get((inner, block))
             if kinds is None or not kinds[slot]:
-                return None
-            run = kinds[slot : slot + most // PAGE]
-            others = np.flatnonzero(run != run[0])
-            count = int(others[0]) if len(others) else len(run)
-            return Ready(inner, address, count * PAGE, Content(int(run[0])))
+                return []
+            first = slot - slot % window
+            some = kinds[first : first + window]
+            edges = [0, *(np.flatnonzero(np.diff(some)) + 1).tolist(), window]
+            runs = [
+                Ready(
+                    inner,
+                    (block * BLOCK + first + begin) * PAGE,
+                    (end - begin) * PAGE,
+                    _CONTENTS[int(some[begin])],
+                )
+                for begin, end in itertools.pairwise(edges)
+                if some[begin]
+            ]
+        return sorted(runs, key=lambda run: not run.address <= address < run.address + run.length)

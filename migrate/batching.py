@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pymigrate.checkpoint.known_pages import Addresses, Flags
-from pymigrate.runtime.memory import Range
-from pymigrate.transport.pages import PAGE, Kind, Run
+from pymigrate.checkpoint.known_pages import Addresses, Flags, expanded
+from pymigrate.runtime.memory import Range, Regions
+from pymigrate.transport.pages import PAGE, Runs
 
 BATCH = 256  # pages: 1 MiB
 Kinds = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
-def addresses_in(said: Sequence[Run]) -> Addresses:
+def addresses_in(said: Runs) -> Addresses:
     """Return the address of each page of runs."""
-    ranges = [Range(run.address, run.address + run.pages * PAGE) for run in said]
-    return addresses_of(ranges) if ranges else np.zeros(0, np.uint64)
+    return expanded(said.addresses, said.pages)
 
 
 def pack(view: memoryview, kept: Flags) -> int:
@@ -32,10 +31,10 @@ def pack(view: memoryview, kept: Flags) -> int:
     return to // PAGE
 
 
-def batches(ranges: Iterator[Range]) -> Iterator[list[Range]]:
-    """Cut and gather ranges into lists of at most BATCH pages."""
+def batches(ranges: Iterable[Range], most: int = BATCH) -> Iterator[list[Range]]:
+    """Cut and gather ranges into lists of at most so many pages."""
     batch: list[Range] = []
-    room = BATCH
+    room = most
     for each in ranges:
         start = each.start
         while start < each.end:
@@ -45,16 +44,36 @@ def batches(ranges: Iterator[Range]) -> Iterator[list[Range]]:
             start = end
             if not room:
                 yield batch
-                batch, room = [], BATCH
+                batch, room = [], most
     if batch:
         yield batch
 
 
+def pieces(regions: Regions, most: int) -> Iterator[Addresses]:
+    """Yield the addresses of all pages of regions, at most so many at once."""
+    for first in range(0, len(regions), most):
+        some = regions[first : first + most]
+        begins, counts = some[:, 0], (some[:, 1] - some[:, 0]) // PAGE
+        ends = np.cumsum(counts)
+        done, total = 0, int(ends[-1])
+        while done < total:
+            # From the region in which the next page is, to that in which the last one is.
+            end = min(done + most, total)
+            here = slice(
+                int(np.searchsorted(ends, done, "right")), int(np.searchsorted(ends, end)) + 1
+            )
+            skipped = np.maximum(done - (ends[here] - counts[here]).astype(np.int64), 0)
+            taken = np.minimum(ends[here], end).astype(np.int64) - np.maximum(
+                (ends[here] - counts[here]).astype(np.int64), done
+            )
+            yield expanded(begins[here] + skipped.astype(np.uint64) * PAGE, taken.astype(np.uint64))
+            done = end
+
+
 def addresses_of(ranges: Sequence[Range]) -> Addresses:
     """Return the address of each page."""
-    return np.concatenate(
-        [np.arange(each.start, each.end, PAGE, dtype=np.uint64) for each in ranges]
-    )
+    edges = np.array([(each.start, each.end) for each in ranges], np.uint64).reshape(-1, 2)
+    return expanded(edges[:, 0], (edges[:, 1] - edges[:, 0]) // PAGE)
 
 
 def ranges_of(addresses: Addresses) -> list[Range]:
@@ -65,13 +84,10 @@ def ranges_of(addresses: Addresses) -> list[Range]:
     return [Range(begin, end + PAGE) for begin, end in zip(begins, ends, strict=True)]
 
 
-def table(addresses: Addresses, kinds: Kinds) -> list[Run]:
+def table(addresses: Addresses, kinds: Kinds) -> Runs:
     """Join pages of one kind that follow one another into runs."""
     breaks: Flags = (np.diff(addresses) != PAGE) | (np.diff(kinds) != 0)
     edges = np.flatnonzero(breaks) + 1
-    begins = [0, *edges.tolist()]
-    ends = [*edges.tolist(), len(addresses)]
-    return [
-        Run(int(addresses[begin]), end - begin, Kind(int(kinds[begin])))
-        for begin, end in zip(begins, ends, strict=True)
-    ]
+    begins = np.concatenate([[0], edges])
+    counts = np.diff(begins, append=len(addresses))
+    return Runs.made_of(addresses[begins], counts.astype(np.uint64), kinds[begins])

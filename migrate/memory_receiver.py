@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pymigrate.checkpoint.pager import Pager
 from pymigrate.checkpoint.ready_pages import Content
 from pymigrate.migrate.incoming import Arriving
@@ -34,7 +36,8 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
             taken = 0
             while (piece := listener.hear()) is not None:
                 batch = pages.decode(piece)
-                _take(pager, batch)
+                with pager.arriving():
+                    _take(pager, batch)
                 if _asks(batch) and pager.holds(batch.inner):
                     listener.tell(pages.news(News.HELD, inner=batch.inner))
                 pager.check()
@@ -48,23 +51,25 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
 
 
 def _asks(batch: Batch) -> bool:
-    return batch.stage is Stage.EARLY and any(run.kind is Kind.SAME for run in batch.runs)
+    return batch.stage is Stage.EARLY and bool((batch.runs.kinds == Kind.SAME).any())
 
 
 def _take(pager: Pager, batch: Batch) -> None:
+    runs, is_final = batch.runs, batch.stage is Stage.FINAL
     at = 0
-    for run in batch.runs:
+    for run in runs.only(Kind.CONTENT):
         length = run.pages * PAGE
-        if run.kind is Kind.CONTENT:
-            content = batch.content[at : at + length]
-            at += length
-            if batch.stage is Stage.FINAL and pager.is_attached:
-                pager.fill(batch.inner, run.address, content)
-                continue
+        content = batch.content[at : at + length]
+        at += length
+        if is_final and pager.is_attached:
+            pager.fill(batch.inner, run.address, content)
+        else:
             pager.put_aside(batch.inner, run.address, content)
-            if batch.stage is Stage.FINAL:
+            if is_final:
                 pager.settle(batch.inner, run.address, length, Content.ASIDE)
-        elif batch.stage is Stage.FINAL and run.kind is Kind.ZERO:
-            pager.settle(batch.inner, run.address, length, Content.ZERO)
-        elif batch.stage is Stage.FINAL:
-            pager.settle(batch.inner, run.address, length, Content.ASIDE)
+    if is_final and not len(runs):
+        pager.all_is_said()
+    elif is_final:
+        rest = runs.only(Kind.ZERO, Kind.SAME)
+        contents = np.where(rest.kinds == Kind.ZERO, Content.ZERO, Content.ASIDE)
+        pager.settle_all(batch.inner, rest.addresses, rest.pages, contents.astype(np.uint64))

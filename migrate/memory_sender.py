@@ -18,10 +18,11 @@ a pool compresses, one sends, one hears; all end with the conversation.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,6 +34,7 @@ from pymigrate.migrate.batching import (
     addresses_of,
     batches,
     pack,
+    pieces,
     ranges_of,
     table,
 )
@@ -40,14 +42,16 @@ from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
 from pymigrate.migrate.progress import Sent
 from pymigrate.runtime.errors import MigrationError
-from pymigrate.runtime.memory import Area, Memories, Memory
+from pymigrate.runtime.memory import Area, Memories, Memory, Range
+from pymigrate.runtime.write_tracking import WriteTracking
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import PATIENCE, Speaker
-from pymigrate.transport.pages import PAGE, Kind, News, Run, Stage
+from pymigrate.transport.pages import PAGE, Kind, News, Run, Runs, Stage
 
 SIZE = pages.MAX_PAGES * PAGE + pages.TRAILER
 WORKERS = 2  # threads that compress
+_RECALLED = 1 << 16  # pages of which it is said in one step that they hold
 AROUND = 8  # pages that go with a wanted one
 
 
@@ -87,6 +91,7 @@ class MemorySender:
         self._hot: list[tuple[int, Addresses]] = []  # what the last round found changed
         self._gone = PageSet()  # FINAL pages that were sent
         self._memories = Memories()
+        self._tracking = WriteTracking()
         self._outbox = Outbox(SIZE)
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="memory-compress")
         self._changed = threading.Condition()
@@ -128,10 +133,10 @@ class MemorySender:
             self._known.forget_process(inner)
 
     def _ask(self, processes: Sequence[int]) -> Iterator[None]:
-        self._say(self._take_buffer(), 0, Stage.EARLY, 0, [])
+        self._say(self._take_buffer(), 0, Stage.EARLY, 0, Runs.of(()))
         yield
         for inner in processes:
-            self._say(self._take_buffer(), 0, Stage.EARLY, inner, [Run(0, 1, Kind.SAME)])
+            self._say(self._take_buffer(), 0, Stage.EARLY, inner, _one(0, Kind.SAME))
             yield
 
     def _confirmed(self) -> KnownPages:
@@ -147,6 +152,7 @@ class MemorySender:
         """
         before = self.sent.early
         self._hot = []
+        self._tracking.watch(pids)
         with Memories.of(pids) as memories:
             self._begin(self._walk(memories, Stage.EARLY))
             self._await(lambda: self._has_gone)
@@ -243,6 +249,7 @@ class MemorySender:
         """Send nothing more; the conversation ends with its connection. May be repeated."""
         self._stop()
         self._memories.close()
+        self._tracking.close()
 
     # The threads.
 
@@ -349,39 +356,60 @@ class MemorySender:
     def _walk(self, memories: Memories, stage: Stage) -> Iterator[None]:
         """Send all pages of all processes, a batch at each step."""
         self.sent.turn, self.sent.looked = self.sent.turn + 1, 0
-        if stage is Stage.FINAL:
-            while not (self._ahead or self._attached or self._complete):
-                with self._changed:
-                    self._changed.wait_for(
-                        lambda: self._attached or self._complete or self._ended or self._wanted
-                    )
-                yield
-            yield from self._walk_hot()
         every = memories.by_inner.values()
         areas = [(each, area) for each in every for area in each.areas()]
+        if stage is Stage.EARLY:
+            for memory, area in areas:
+                yield from self._walk_ranges(memory, self._tracking.written(memory, area), stage)
+            return
+        while not (self._ahead or self._attached or self._complete):
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._attached or self._complete or self._ended or self._wanted
+                )
+            yield
         later: list[tuple[Memory, Area]] = []
         if self._traced:
             quiet = {(each.inner, area) for each in every for area in each.quiet_areas()}
             later = [(each, area) for each, area in areas if (each.inner, area) not in quiet]
             areas = [(each, area) for each, area in areas if (each.inner, area) in quiet]
-        yield from self._walk_areas(areas, stage)
+        yield from self._walk_frozen(areas)
         while later and self._traced and not self._complete:
             with self._changed:
                 self._changed.wait_for(
                     lambda: not self._traced or self._complete or self._ended or self._wanted
                 )
             yield
-        yield from self._walk_areas(later, stage)
+        yield from self._walk_frozen(later)
+        if not self._complete:
+            # Nothing of nobody: what was not spoken of until now are zeros.
+            self._say(self._take_buffer(), 0, Stage.FINAL, 0, Runs.of(()))
 
-    def _walk_areas(self, areas: Sequence[tuple[Memory, Area]], stage: Stage) -> Iterator[None]:
-        for memory, area in areas:
-            for ranges in batches(memory.pages(area)):
-                if self._complete:
-                    return
-                addresses = addresses_of(ranges)
-                self._send_pages(memory, addresses, stage)
-                self.sent.looked += len(addresses)
+    def _walk_frozen(self, areas: Sequence[tuple[Memory, Area]]) -> Iterator[None]:
+        """Say first what holds, which takes no reading where writes are tracked; then the rest."""
+        others: list[tuple[Memory, Iterable[Range]]] = []
+        for memory, some in itertools.groupby(areas, key=lambda each: each[0]):
+            sorted_areas = [self._tracking.sort(memory, area) for _, area in some]
+            others.append((memory, itertools.chain.from_iterable(rest for _, rest in sorted_areas)))
+            for addresses in pieces(
+                np.concatenate([clean for clean, _ in sorted_areas]), _RECALLED
+            ):
+                unknown = self._say_held(memory.inner, addresses)
+                if len(unknown):
+                    others.append((memory, ranges_of(unknown)))
                 yield
+        yield from self._walk_hot()
+        for memory, left in others:
+            yield from self._walk_ranges(memory, left, Stage.FINAL)
+
+    def _walk_ranges(self, memory: Memory, ranges: Iterable[Range], stage: Stage) -> Iterator[None]:
+        for some in batches(ranges):
+            if self._complete:
+                return
+            addresses = addresses_of(some)
+            self._send_pages(memory, addresses, stage)
+            self.sent.looked += len(addresses)
+            yield
 
     def _walk_hot(self) -> Iterator[None]:
         """Send what was written last: it will be needed first."""
@@ -389,14 +417,31 @@ class MemorySender:
             memory = self._memories.by_inner.get(inner)
             if memory is None or self._complete:
                 continue  # it has ended since
-            there = np.array([memory.has_page(int(each)) for each in addresses], np.bool_)
+            left = addresses[self._gone.missing(inner, addresses)]
+            there = np.array([memory.has_page(int(each)) for each in left], np.bool_)
             if self._traced:
-                quiet = np.zeros(len(addresses), np.bool_)
+                quiet = np.zeros(len(left), np.bool_)
                 for area in memory.quiet_areas():
-                    quiet |= (addresses >= area.start) & (addresses < area.end)
+                    quiet |= (left >= area.start) & (left < area.end)
                 there &= quiet
-            self._send_pages(memory, addresses[there], Stage.FINAL)
+            self._send_pages(memory, left[there], Stage.FINAL)
             yield
+
+    def _say_held(self, inner: int, addresses: Addresses) -> Addresses:
+        """Say of pages that were not written that they hold; return those that were never sent."""
+        addresses = addresses[self._gone.missing(inner, addresses)]
+        known, zeros = self._known.recall(inner, addresses)
+        held = addresses[known]
+        if len(held):
+            kinds = np.where(zeros[known], np.uint8(Kind.ZERO), np.uint8(Kind.SAME))
+            self._gone.add(inner, held)
+            self._count(kinds, Stage.FINAL)
+            self.sent.looked += len(held)
+            said = table(held, kinds)
+            for at in range(0, len(said), pages.MAX_RUNS):
+                some = said[at : at + pages.MAX_RUNS]
+                self._say(self._take_buffer(), 0, Stage.FINAL, inner, some)
+        return addresses[~known]
 
     def _send_wanted(self, inner: int, address: int) -> None:
         """Send the page that a process waits for, with those behind it."""
@@ -410,7 +455,7 @@ class MemorySender:
         if not memory.has_page(address):
             if self._gone.missing(inner, near[:1])[0]:
                 self._gone.add(inner, near[:1])
-                zero = [Run(address, 1, Kind.ZERO)]
+                zero = _one(address, Kind.ZERO)
                 self._say(self._take_buffer(), 0, Stage.FINAL, inner, zero, urgent=True)
             return
         there = np.array([memory.has_page(int(each)) for each in near], np.bool_)
@@ -428,6 +473,8 @@ class MemorySender:
         view = memoryview(buffer)[: len(addresses) * PAGE]
         got = memory.read(ranges_of(addresses), view) // PAGE
         if stage is Stage.EARLY:
+            # Counted as not written since, and yet never read: what was known of them is not it.
+            self._known.forget(memory.inner, addresses[got:])
             addresses, view = addresses[:got], view[: got * PAGE]
         elif got < len(addresses):
             raise MigrationError(
@@ -479,7 +526,7 @@ class MemorySender:
         count: int,
         stage: Stage,
         inner: int,
-        said: Sequence[Run],
+        said: Runs,
         *,
         urgent: bool = False,
     ) -> None:
@@ -495,3 +542,7 @@ class MemorySender:
                 self._unconfirmed.append((self._total, inner, addresses_in(said)))
             self._outbox.put(piece, urgent=urgent)
             self._changed.notify_all()
+
+
+def _one(address: int, kind: Kind) -> Runs:
+    return Runs.of([Run(address, 1, kind)])

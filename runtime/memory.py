@@ -25,15 +25,20 @@ from pymigrate.runtime import syscalls
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _PIECES = 1024  # IOV_MAX
 
+_RINGS = "/[aio]"
 _KERNELS = ("[vvar", "[vdso", "[vsyscall", "[uprobes", "[sigpage")
 
 # include/uapi/linux/fs.h, since Linux 6.7
 _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("=12Q")
-_PFNZERO, _PRESENT, _SWAPPED = 1 << 5, 1 << 3, 1 << 4
+_WPALLOWED, _WRITTEN, _PRESENT, _SWAPPED, _PFNZERO = 1 << 0, 1 << 1, 1 << 3, 1 << 4, 1 << 5
 _GUARD = 1 << 8  # since Linux 6.15; a page that nobody can read, and seems to be swapped out
+_PROTECT, _ONLY_TRACKED = 1 << 0, 1 << 1  # PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WPASYNC
 _REGIONS = 4096
 _REGION = np.dtype([("start", "=u8"), ("end", "=u8"), ("categories", "=u8")])
+
+Regions = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+"""Many ranges: of each its start and its end."""
 
 _ENTRIES = 1 << 16  # of /proc/PID/pagemap that are read at once: 512 KiB
 _PAGEMAP_HERE = np.uint64(3 << 62)  # present or swapped
@@ -62,6 +67,11 @@ class Area:
     readable: bool
     executable: bool = False
 
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
 
 def parse_maps(text: str) -> list[Area]:
     """Return the private anonymous mappings of a /proc/PID/maps."""
@@ -83,7 +93,7 @@ def quiet(text: str) -> list[Area]:
     Into code CRIU puts some of its own for a while (CRIU: compel_execute_syscall). And where there
     are rings of asynchronous I/O, the kernel may still read into any page: then there are none.
     """
-    if "/[aio]" in text:
+    if _RINGS in text:
         return []
     return [area for area in parse_maps(text) if not area.executable]
 
@@ -112,6 +122,8 @@ class Memory:
         self.inner = inner
         self._pagemap = pagemap
         self._mem = mem
+        self.has_rings = False
+        """Whether it had rings of asynchronous I/O when its areas were last asked for."""
 
     @classmethod
     def open(cls, pid: int) -> Self:
@@ -137,7 +149,9 @@ class Memory:
 
     def areas(self) -> list[Area]:
         """Return the mappings, by address; none of a process that is gone."""
-        return parse_maps(self._maps())
+        text = self._maps()
+        self.has_rings = _RINGS in text
+        return parse_maps(text)
 
     def quiet_areas(self) -> list[Area]:
         """Return those that do not change while it stands still, also under a dump; see `quiet`."""
@@ -152,13 +166,34 @@ class Memory:
     def pages(self, area: Area) -> Iterator[Range]:
         """Yield where an area has pages of its own, in memory or swapped out."""
         try:
-            yield from _scan(self._pagemap, area.start, area.end)
+            for regions in _scan(self._pagemap, area.start, area.end):
+                yield from _ranges(regions)
         except OSError as error:
             if error.errno == errno.ESRCH:
                 return
             if error.errno not in (errno.ENOTTY, errno.EINVAL):
                 raise
             yield from _walk(self._pagemap, area.start, area.end)
+
+    def written(self, area: Area, *, all_of_it: bool) -> list[Range]:
+        """Return what was written since this was last asked, and begin anew; the area is tracked.
+
+        With ``all_of_it`` that is every page. Raises OSError EPERM if some of it is not tracked by
+        any userfaultfd; see ``runtime/write_tracking.py``.
+        """
+        only = 0 if all_of_it else _WRITTEN
+        flags = _PROTECT | _ONLY_TRACKED
+        found = _scan(self._pagemap, area.start, area.end, flags=flags, only=only)
+        return [each for regions in found for each in _ranges(regions)]
+
+    def sorted_pages(self, area: Area) -> tuple[Regions, list[Range]]:
+        """Return where it has pages that were not written since, and all others."""
+        told = _WPALLOWED | _WRITTEN
+        found = [*_scan(self._pagemap, area.start, area.end, told=told), np.zeros(0, _REGION)]
+        regions = np.concatenate(found)
+        is_clean = regions["categories"] == _WPALLOWED
+        clean = np.stack([regions[name][is_clean] for name in ("start", "end")], axis=1)
+        return clean, [*_ranges(regions[~is_clean])]
 
     def has_page(self, address: int) -> bool:
         """Say whether there is a page of its own at an address."""
@@ -258,26 +293,34 @@ def _left_out() -> int:
     return _PFNZERO | _GUARD
 
 
-def _scan(pagemap: int, start: int, end: int) -> Iterator[Range]:
-    """Ask for regions by PAGEMAP_SCAN; ENOTTY before Linux 6.7."""
+def _scan(
+    pagemap: int, start: int, end: int, *, flags: int = 0, only: int = 0, told: int = _PFNZERO
+) -> Iterator[np.ndarray[tuple[int], np.dtype[np.void]]]:
+    """Ask by PAGEMAP_SCAN for regions with pages that have all of ``only``, and what of ``told``.
+
+    Of what is present or swapped, but neither the page of zeros that reading alone maps nor one of
+    MADV_GUARD_INSTALL. Raises OSError ENOTTY before Linux 6.7.
+    """
     while start < end:
         regions = np.zeros(_REGIONS, _REGION)
         arguments = bytearray(
             _SCAN.pack(
-                *(_SCAN.size, 0, start, end, 0),
+                *(_SCAN.size, flags, start, end, 0),
                 *(regions.ctypes.data, len(regions), 0),
-                # Present or swapped, and neither the page of zeros that reading alone maps nor one
-                # of MADV_GUARD_INSTALL.
-                *(_left_out(), _left_out(), _PRESENT | _SWAPPED, _PFNZERO),
+                *(_left_out(), _left_out() | only, _PRESENT | _SWAPPED, told),
             )
         )
         count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, arguments)
-        last = start
-        for first, last, _ in regions[:count].tolist():
-            yield Range(first, last)
+        last = int(regions["end"][count - 1]) if count else start
+        yield regions[:count]
         # Where the kernel's own buffer (of 512 regions) was full on the way, it leaves the end of
         # the walk at that place, although it went on: what it told must not be asked for again.
         start = max(last, _SCAN.unpack(arguments)[4])
+
+
+def _ranges(regions: np.ndarray[tuple[int], np.dtype[np.void]]) -> Iterator[Range]:
+    for start, end, _ in regions.tolist():
+        yield Range(start, end)
 
 
 def _walk(pagemap: int, start: int, end: int) -> Iterator[Range]:

@@ -25,11 +25,15 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 _MESSAGE = struct.Struct("=BxHI3Q")  # struct uffd_msg: event, reserved, arguments
 _COPY = struct.Struct("=4Qq")  # struct uffdio_copy: dst src len mode copy
 _ZERO = struct.Struct("=3Qq")  # struct uffdio_zeropage: range mode zeropage
+_REGISTER = struct.Struct("=4Q")  # struct uffdio_register: range mode ioctls
 _RANGE = struct.Struct("=2Q")
 _API = struct.Struct("=3Q")  # struct uffdio_api: api features ioctls
 _API_VERSION = 0xAA
 NEEDED = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6
 """UFFD_FEATURE_EVENT_FORK, _REMAP, _REMOVE, _UNMAP."""
+WP_ASYNC = 1 << 15
+"""UFFD_FEATURE_WP_ASYNC, since Linux 6.7: the kernel itself lets a writer go on, and remembers."""
+_MODE_WP = 1 << 1  # UFFDIO_REGISTER_MODE_WP
 MESSAGES = 64
 """How many messages are read at once."""
 
@@ -66,25 +70,43 @@ def _ioctl_number(direction: int, number: int, size: int) -> int:
 
 
 _UFFDIO_API = _ioctl_number(3, 0x3F, _API.size)
+_UFFDIO_REGISTER = _ioctl_number(3, 0x00, _REGISTER.size)
 _UFFDIO_UNREGISTER = _ioctl_number(2, 0x01, _RANGE.size)
 _UFFDIO_WAKE = _ioctl_number(2, 0x02, _RANGE.size)
 _UFFDIO_COPY = _ioctl_number(3, 0x03, _COPY.size)
 _UFFDIO_ZEROPAGE = _ioctl_number(3, 0x04, _ZERO.size)
 
 
-def is_here() -> bool:
-    """Say whether the kernel has userfaultfd, with what monitors of other processes need."""
+def is_here(features: int = NEEDED) -> bool:
+    """Say whether the kernel has userfaultfd; by default with what monitors of others need."""
     try:
         fd = syscalls.userfaultfd(os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        fcntl.ioctl(fd, _UFFDIO_API, bytearray(_API.pack(_API_VERSION, NEEDED, 0)))
+        agree(fd, features)
     except OSError:
         return False
     finally:
         os.close(fd)
     return True
+
+
+def agree(fd: int, features: int) -> None:
+    """Begin to use a descriptor; before that it does nothing. Raises OSError EINVAL if it cannot.
+
+    Kernels refuse what they do not know.
+    """
+    fcntl.ioctl(fd, _UFFDIO_API, bytearray(_API.pack(_API_VERSION, features, 0)))
+
+
+def track(fd: int, start: int, length: int) -> None:
+    """Have writes to a range remembered; a second time does nothing.
+
+    Raises OSError: EBUSY if another userfaultfd has it, EINVAL if there is nothing that could be,
+    ENOMEM or ESRCH if the memory of this descriptor is gone.
+    """
+    fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(_REGISTER.pack(start, length, _MODE_WP, 0)))
 
 
 class Gone(Exception):

@@ -43,7 +43,7 @@ def _bodies() -> dict[Kind, list[bytes]]:
         m.Resume(migration_id="m1", frames=[b"x" * 60]),
     ]
     runs = [pages.Run(0x1000, 1, pages.Kind.CONTENT), pages.Run(0x4000, 2, pages.Kind.ZERO)]
-    batch = pages.Batch(pages.Stage.FINAL, 7, runs, memoryview(bytes(4096)))
+    batch = pages.Batch(pages.Stage.FINAL, 7, pages.Runs.of(runs), memoryview(bytes(4096)))
     return {
         Kind.REQUEST: [m.pack_request(1, each) for each in requests],
         Kind.REPLY: [m.pack_reply(1, m.Resumed(already=True))],

@@ -154,8 +154,8 @@ def test_after_the_restore_what_is_beside_it_comes_along(
     assert (INNER, 1 << 40) == scene.wanted.get(timeout=PATIENCE)
     may_go_on.set()
 
-    beside = Ready(INNER, 0x10000 + 3 * PAGE, 3 * PAGE, Content.ASIDE)
-    assert beside == put.get(timeout=PATIENCE)
+    around = Ready(INNER, 0x10000, 6 * PAGE, Content.ASIDE)
+    assert around == put.get(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("restored", [False, True])
@@ -171,6 +171,35 @@ def test_what_was_on_its_way_when_it_was_asked_for_is_put_in_place_at_once(
     settled(scene.pager, 0x10000, b"abcd")
 
     assert (0x10000 + 2 * PAGE, b"c" * PAGE) == scene.kernel.next()
+
+
+def test_once_all_was_spoken_of_the_rest_is_zeros(scene: Scene) -> None:
+    """Nobody is asked for it any more, also not for what was asked for before."""
+    settled(scene.pager, 0x10000, b"a")
+    scene.finish_restore()
+    assert 0x10000 == scene.kernel.next()[0]
+    scene.kernel.wait_for(0x20000)
+    assert (INNER, 0x20000) == scene.wanted.get(timeout=PATIENCE)
+
+    scene.pager.all_is_said()
+
+    assert (0x20000, bytes(PAGE)) == scene.kernel.next()
+    scene.kernel.wait_for(0x30000)
+    assert (0x30000, bytes(PAGE)) == scene.kernel.next()
+    assert scene.wanted.empty()
+
+
+def test_what_has_arrived_goes_before_what_is_ready(scene: Scene) -> None:
+    settled(scene.pager, 0x10000, b"a")
+    with scene.pager.arriving():
+        scene.finish_restore()
+        scene.pager.fill(INNER, 0x20000, memoryview(b"b" * PAGE))
+        scene.kernel.wait_for(0x10000)  # who waits does not wait for that
+        assert [0x20000, 0x10000] == [scene.kernel.next()[0] for _ in range(2)]
+        scene.kernel.wait_for(1 << 40)
+        assert (INNER, 1 << 40) == scene.wanted.get(timeout=PATIENCE)
+        assert scene.kernel.placed.empty()
+    assert 0x10000 == scene.kernel.next()[0]
 
 
 def test_memory_that_ends_before_there_are_processes_is_an_error(scene: Scene) -> None:
@@ -219,15 +248,20 @@ def pages_of(runs: Iterable[Ready]) -> list[tuple[int, int, Content]]:
     ]
 
 
-def test_what_is_found_ends_with_its_kind() -> None:
+def test_what_is_found_is_what_is_waited_for_and_then_what_is_around_it() -> None:
     ready = ReadyPages(1 << 20)
     ready.add(Ready(INNER, 0, 3 * PAGE, Content.ASIDE))
     ready.add(Ready(INNER, 2 * PAGE, 2 * PAGE, Content.ZERO))
+    ready.add(Ready(INNER, 14 * PAGE, 5 * PAGE, Content.ASIDE))
+    first = Ready(INNER, 0, 2 * PAGE, Content.ASIDE)
+    zeros = Ready(INNER, 2 * PAGE, 2 * PAGE, Content.ZERO)
+    last = Ready(INNER, 14 * PAGE, 2 * PAGE, Content.ASIDE)  # where the bytes around it end
 
-    def find(at: int) -> Ready | None:
+    def find(at: int) -> list[Ready]:
         return ready.find(INNER, at * PAGE, 16 * PAGE)
 
-    assert find(1) == Ready(INNER, PAGE, PAGE, Content.ASIDE)
-    assert find(2) == Ready(INNER, 2 * PAGE, 2 * PAGE, Content.ZERO)
-    assert find(4) is None
-    assert ready.find(INNER + 1, 0, PAGE) is None
+    assert [first, zeros, last] == find(1)
+    assert [zeros, first, last] == find(2)
+    assert [] == find(4)
+    assert [Ready(INNER, 15 * PAGE, PAGE, Content.ASIDE)] == ready.find(INNER, 15 * PAGE)
+    assert [] == ready.find(INNER + 1, 0)

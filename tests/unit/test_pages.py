@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pymigrate.runtime.errors import ProtocolError
 from pymigrate.transport import pages
-from pymigrate.transport.pages import PAGE, Batch, Kind, News, Run, Stage
+from pymigrate.transport.pages import PAGE, Batch, Kind, News, Run, Runs, Stage
 
 
 @st.composite
@@ -26,7 +26,7 @@ def batches(draw: st.DrawFn) -> Batch:
     byte = draw(st.integers(0, 255))
     inner = draw(st.integers(0, 2**32 - 1))
     body = memoryview(bytes([byte]) * (content * PAGE))
-    return Batch(draw(st.sampled_from(Stage)), inner, runs, body)
+    return Batch(draw(st.sampled_from(Stage)), inner, Runs.of(runs), body)
 
 
 @given(batches())
@@ -76,13 +76,13 @@ def test_noise_is_refused_or_harmless(noise: bytes) -> None:
 )
 def test_impossible_runs_are_refused(runs: list[Run]) -> None:
     with pytest.raises(ProtocolError):
-        pages.decode(pages.encode(Batch(Stage.FINAL, 1, runs, memoryview(b""))))
+        pages.decode(pages.encode(Batch(Stage.FINAL, 1, Runs.of(runs), memoryview(b""))))
 
 
 def test_more_than_a_batch_holds_is_never_written() -> None:
     runs = [Run(number * 2 * PAGE, 1, Kind.ZERO) for number in range(pages.MAX_RUNS + 1)]
     with pytest.raises(ValueError, match="1025 runs"):
-        pages.encode(Batch(Stage.FINAL, 1, runs, memoryview(b"")))
+        pages.encode(Batch(Stage.FINAL, 1, Runs.of(runs), memoryview(b"")))
 
 
 @given(
