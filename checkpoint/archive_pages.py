@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,12 +12,10 @@ from typing import cast
 import xxhash
 
 from pymigrate.checkpoint import archive, filling, memory_map, seekable
-from pymigrate.checkpoint.lazily import Skeleton, lay_out_memory
+from pymigrate.checkpoint.lazily import Skeleton, Told, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
 from pymigrate.runtime.errors import BadArchive
-
-ARCHIVE_FD = filling.REPORT_FD + 1
 
 
 @dataclass(frozen=True)
@@ -95,29 +92,29 @@ class FromArchive:
         laid = self.archive.lay_out(into)
         if laid is None:
             return None
+        images = into / archive.IMAGES
         sizes = {name: self.archive.manifest.members[name] for name in laid.places}
-        try:
-            images = into / archive.IMAGES
+
+        def complete() -> Told:
             pages = ArchivePages.of(self.archive.path, laid.file, laid.places, sizes, images)
             lay_out_memory(pages, images)
-        except BadArchive as error:
-            laid.stream.close()
-            error.message += "; nothing was changed"
-            raise
-        plan = {
-            "path": str(pages.path),
-            "places": laid.places,
-            "sizes": sizes,
-            "images": str(images),
-        }
-        descriptor = os.dup(laid.stream.fileno())
-        laid.stream.close()
-        return Skeleton(laid.sums, __name__, plan, [descriptor])
+            plan = {
+                "path": str(pages.path),
+                "places": laid.places,
+                "sizes": sizes,
+                "images": str(images),
+            }
+            return Told(plan, [laid.stream.fileno()])
+
+        held = ExitStack()
+        held.callback(laid.stream.close)
+        return Skeleton(laid.sums, __name__, complete, held)
 
 
 @contextmanager
-def opened(plan: filling.Plan, descriptor: int = ARCHIVE_FD) -> Iterator[ArchivePages]:
+def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[ArchivePages]:
     """Open an archive again, as its filler."""
+    (descriptor,) = descriptors
     path = Path(str(plan["path"]))
     file = seekable.opened(descriptor)
     if file is None:

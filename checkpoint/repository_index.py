@@ -18,15 +18,28 @@ Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Index:
-    """Rows sorted by name; a chunk that is in two packs has two rows, of which the first counts."""
+class Chunks:
+    """Where chunks are: the numbers of packs, of blobs in these, and bytes in the blobs."""
 
-    high: NDArray[np.uint64]
-    low: NDArray[np.uint64]
     pack: Column
     blob: Column
     offset: Column
     length: Column
+
+    def taken(self, rows: Places) -> Chunks:
+        """Return some of them, in the order given."""
+        return Chunks(self.pack[rows], self.blob[rows], self.offset[rows], self.length[rows])
+
+
+@dataclass(frozen=True)
+class Index(Chunks):
+    """Rows sorted by name; a chunk that is in two packs has two rows, of which the first counts.
+
+    They are sorted by the first half of the name alone: nearly no two chunks have the same.
+    """
+
+    high: NDArray[np.uint64]
+    low: NDArray[np.uint64]
 
     @classmethod
     def build(cls, tables: Sequence[Table]) -> Index:
@@ -45,9 +58,9 @@ class Index:
                 column[rows] = values
             start = rows.stop
         high, low = _halves(ids)
-        order = np.lexsort((low, high))
+        order = np.argsort(high, kind="stable")
         pack, blob, offset, length = (column[order] for column in columns)
-        return cls(high[order], low[order], pack, blob, offset, length)
+        return cls(pack, blob, offset, length, high[order], low[order])
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -100,14 +113,14 @@ class Piece:
     runs: tuple[Run, ...]
 
 
-def pieces(index: Index, rows: Places) -> Iterator[Piece]:
+def pieces(chunks: Chunks, rows: Places) -> Iterator[Piece]:
     """Say which blobs to read, each once, to put these chunks one after another."""
     if not len(rows):
         return
-    length = index.length[rows].astype(np.int64)
+    length = chunks.length[rows].astype(np.int64)
     target = np.cumsum(length) - length
-    source = index.offset[rows].astype(np.int64)
-    blob = (index.pack[rows].astype(np.int64) << 32) | index.blob[rows]
+    source = chunks.offset[rows].astype(np.int64)
+    blob = (chunks.pack[rows].astype(np.int64) << 32) | chunks.blob[rows]
     order = np.lexsort((target, blob))
     blob, target, source, length = blob[order], target[order], source[order], length[order]
     joined = (

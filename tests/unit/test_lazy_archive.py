@@ -99,6 +99,7 @@ def test_images_have_what_criu_reads_and_holes_for_the_rest(tmp_path: Path, how:
     into.mkdir()
     skeleton = FromArchive(Archive.open(path)).lay_out(into)
     assert skeleton is not None
+    skeleton.complete()
     skeleton.close()
     laid = (into / "checkpoint/pages-1.img").read_bytes()
     assert CONTENT[: 3 * PAGE] == laid[: 3 * PAGE]
