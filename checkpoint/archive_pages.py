@@ -34,15 +34,10 @@ class ArchivePages:
         path: Path,
         file: seekable.Seekable,
         places: Mapping[str, int],
-        sizes: Mapping[str, int],
+        files: Sequence[PageFile],
         images: Path,
     ) -> ArchivePages:
-        """Read the maps and digests, which were unpacked and verified. Raises BadArchive."""
-        names = {image.name for image in images.iterdir()}
-        sizes = {Path(name).name: size for name, size in sizes.items()}
-        files = memory_map.page_files(
-            names | sizes.keys(), lambda name: (images / name).read_bytes(), sizes.__getitem__
-        )
+        """Read the digests, which were unpacked and verified. Raises BadArchive."""
         digests = {}
         for page_file in files:
             name = f"{archive.IMAGES}/{page_file.name}"
@@ -65,6 +60,15 @@ class ArchivePages:
         if xxhash.xxh3_128_digest(found) != self.digests[file.name][at : at + archive.DIGEST]:
             raise BadArchive(f"{self.path} is damaged: block {number} of {file.name} was altered")
         return found
+
+
+def page_files(sizes: Mapping[str, int], images: Path) -> list[PageFile]:
+    """Read the maps, which were unpacked and verified. Raises BadArchive."""
+    sizes = {Path(name).name: size for name, size in sizes.items()}
+    names = {image.name for image in images.iterdir()}
+    return memory_map.page_files(
+        names | sizes.keys(), lambda name: (images / name).read_bytes(), sizes.__getitem__
+    )
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,13 @@ class FromArchive:
         sizes = {name: self.archive.manifest.members[name] for name in laid.places}
 
         def complete() -> Told:
-            pages = ArchivePages.of(self.archive.path, laid.file, laid.places, sizes, images)
+            files = page_files(sizes, images)
+            pages = ArchivePages.of(self.archive.path, laid.file, laid.places, files, images)
             lay_out_memory(pages, images)
             plan = {
                 "path": str(pages.path),
                 "places": laid.places,
-                "sizes": sizes,
+                "files": [file.to_document() for file in files],
                 "images": str(images),
             }
             return Told(plan, [laid.stream.fileno()])
@@ -120,8 +125,8 @@ def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[ArchivePa
     if file is None:
         raise BadArchive(f"{path} has no table of frames any more")
     places = cast("dict[str, int]", plan["places"])
-    sizes = cast("dict[str, int]", plan["sizes"])
-    yield ArchivePages.of(path, file, places, sizes, Path(str(plan["images"])))
+    files = [PageFile.from_document(each) for each in cast("list[object]", plan["files"])]
+    yield ArchivePages.of(path, file, places, files, Path(str(plan["images"])))
 
 
 if __name__ == "__main__":

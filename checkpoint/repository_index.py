@@ -33,13 +33,16 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Index(Chunks):
-    """Rows sorted by name; a chunk that is in two packs has two rows, of which the first counts.
+    """Rows in the order of the packs; a chunk that is in two has two rows: the first counts.
 
-    They are sorted by the first half of the name alone: nearly no two chunks have the same.
+    ``high`` and ``low`` are the halves of their names. They are looked up by the first 32 bits,
+    which nearly no two have in common: ``order`` are the rows by these, ``keys`` these in order.
     """
 
     high: NDArray[np.uint64]
     low: NDArray[np.uint64]
+    order: Places
+    keys: NDArray[np.uint32]
 
     @classmethod
     def build(cls, tables: Sequence[Table]) -> Index:
@@ -58,9 +61,10 @@ class Index(Chunks):
                 column[rows] = values
             start = rows.stop
         high, low = _halves(ids)
-        order = np.argsort(high, kind="stable")
-        pack, blob, offset, length = (column[order] for column in columns)
-        return cls(pack, blob, offset, length, high[order], low[order])
+        keys = _keys(high)
+        order = _order(keys)
+        pack, blob, offset, length = columns
+        return cls(pack, blob, offset, length, high, low, order, keys[order])
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -76,23 +80,35 @@ class Index(Chunks):
         if not len(self) or not len(ids):
             return found
         high, low = _halves(ids)
-        place = np.searchsorted(self.high, high).astype(np.int64)
-        open_ = np.arange(len(ids))
+        keys = _keys(high)
+        open_ = _order(keys)  # in order they are found in half of the time, sorting included
+        place = np.searchsorted(self.keys, keys[open_]).astype(np.int64)
         while len(open_):
-            # Rows with an equal first half lie side by side: nearly always there is one.
-            inside = place[open_] < len(self)
-            open_ = open_[inside]
-            open_ = open_[self.high[place[open_]] == high[open_]]
-            same = self.low[place[open_]] == low[open_]
-            found[open_[same]] = place[open_[same]]
-            open_ = open_[~same]
-            place[open_] += 1
+            # Rows with an equal key lie side by side: nearly always there is one.
+            inside = place < len(self)
+            open_, place = open_[inside], place[inside]
+            equal = self.keys[place] == keys[open_]
+            open_, place = open_[equal], place[equal]
+            rows = self.order[place]
+            same = (self.high[rows] == high[open_]) & (self.low[rows] == low[open_])
+            found[open_[same]] = rows[same]
+            open_, place = open_[~same], place[~same] + 1
         return found
 
 
 def _halves(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     both = np.ascontiguousarray(ids).view("<u8").reshape(-1, 2)
     return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
+
+
+def _keys(high: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    return (high >> np.uint64(32)).astype(np.uint32)
+
+
+def _order(keys: NDArray[np.uint32]) -> Places:
+    """Sort, equal ones as they came: by 16 bits numpy counts, which takes a third of the time."""
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    return order[np.argsort((keys >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,10 @@ _FOR_SSH = ("HOME", "USER", "SSH_AUTH_SOCK")
 class SnapshotPages:
     """The files of pages of a snapshot."""
 
-    def __init__(self, repository: Repository, places: PagePlaces, directory: Path) -> None:
-        """Read the maps, which were put together in CRIU's directory of images. Raises Damaged."""
+    def __init__(
+        self, repository: Repository, places: PagePlaces, files: Sequence[PageFile]
+    ) -> None:
+        """Take what `page_files` has read of the maps. Raises Damaged."""
         self._repository = repository
         self._places = places
         self._read = functools.lru_cache(BLOBS)(self._blob)
@@ -48,12 +50,7 @@ class SnapshotPages:
             name.removeprefix(f"{archive.IMAGES}/"): member
             for name, member in places.members.items()
         }
-        names = {image.name for image in directory.iterdir()}
-        self.files: Sequence[PageFile] = memory_map.page_files(
-            names | members.keys(),
-            lambda name: (directory / name).read_bytes(),
-            lambda name: members[name].size,
-        )
+        self.files = files
         self._first = {name: member.first for name, member in members.items()}
         self._begins = {name: self._of(name, member) for name, member in members.items()}
 
@@ -99,6 +96,15 @@ class SnapshotPages:
                     run.source : run.source + run.length
                 ]
         return bytes(memoryview(joined)[begin - base : end - base])
+
+
+def page_files(places: PagePlaces, directory: Path) -> list[PageFile]:
+    """Read the maps, which were put together in CRIU's directory of images. Raises BadArchive."""
+    sizes = {Path(name).name: member.size for name, member in places.members.items()}
+    names = {image.name for image in directory.iterdir()}
+    return memory_map.page_files(
+        names | sizes.keys(), lambda name: (directory / name).read_bytes(), sizes.__getitem__
+    )
 
 
 def memory(snapshot: Snapshot) -> dict[str, Member]:
@@ -153,15 +159,16 @@ class Stored:
     def _complete(self, contents: Contents, into: Path, held: ExitStack) -> Told:
         images = into / archive.IMAGES
         places = PagePlaces.find(self.repository, contents, memory(self.snapshot).values())
+        files = page_files(places, images)
         with new_file.writing(into):
-            lay_out_memory(SnapshotPages(self.repository, places, images), images)
+            lay_out_memory(SnapshotPages(self.repository, places, files), images)
         description, descriptor = places.hand_on()
         held.callback(os.close, descriptor)
         plan = {
             "where": self.repository.disk.where,
             "key": self.repository.keys.master.hex(),
             "places": description,
-            "images": str(images),
+            "files": [file.to_document() for file in files],
             "environment": {name: os.environ[name] for name in _FOR_SSH if name in os.environ},
         }
         return Told(plan, [descriptor])
@@ -213,7 +220,8 @@ def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[SnapshotP
             repository = Repository(Directory(Path(where)), keys)
         held.enter_context(repository.reading())
         places = PagePlaces.taken_up(cast("Description", plan["places"]), descriptor)
-        yield SnapshotPages(repository, places, Path(str(plan["images"])))
+        files = [PageFile.from_document(each) for each in cast("list[object]", plan["files"])]
+        yield SnapshotPages(repository, places, files)
 
 
 if __name__ == "__main__":

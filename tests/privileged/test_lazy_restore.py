@@ -27,7 +27,7 @@ from pymigrate.checkpoint.lazily import Filler
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
 from pymigrate.checkpoint.page_places import PagePlaces
 from pymigrate.migrate import snapshots
-from pymigrate.migrate.snapshot_pages import SnapshotPages, memory
+from pymigrate.migrate.snapshot_pages import SnapshotPages, memory, page_files
 from pymigrate.runtime import lock
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import BadArchive, WrongState
@@ -317,7 +317,9 @@ def test_an_altered_block_ends_the_container_with_the_reason(
     assert laid is not None
     laid.stream.close()
     sizes = {name: found.manifest.members[name] for name in laid.places}
-    pages = ArchivePages.of(path, laid.file, laid.places, sizes, into / "checkpoint")
+    images = into / "checkpoint"
+    files = archive_pages.page_files(sizes, images)
+    pages = ArchivePages.of(path, laid.file, laid.places, files, images)
     file = pages.files[0]
     number = next(
         number
@@ -415,7 +417,7 @@ def test_an_altered_chunk_ends_the_container_with_the_reason(
             if "pagemap" in member.name:
                 repository.extract(contents, member, into / Path(member.name).name)
         places = PagePlaces.find(repository, contents, memory(found).values())
-        pages = SnapshotPages(repository, places, into)
+        pages = SnapshotPages(repository, places, page_files(places, into))
         needed: set[tuple[int, int]] = set()
         later: set[tuple[int, int]] = set()
         for file in pages.files:
