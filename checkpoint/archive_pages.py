@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,12 +12,10 @@ from typing import cast
 import xxhash
 
 from pymigrate.checkpoint import archive, filling, memory_map, seekable
-from pymigrate.checkpoint.lazily import Skeleton, lay_out_memory
+from pymigrate.checkpoint.lazily import Skeleton, Told, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
 from pymigrate.runtime.errors import BadArchive
-
-ARCHIVE_FD = filling.REPORT_FD + 1
 
 
 @dataclass(frozen=True)
@@ -37,15 +34,10 @@ class ArchivePages:
         path: Path,
         file: seekable.Seekable,
         places: Mapping[str, int],
-        sizes: Mapping[str, int],
+        files: Sequence[PageFile],
         images: Path,
     ) -> ArchivePages:
-        """Read the maps and digests, which were unpacked and verified. Raises BadArchive."""
-        names = {image.name for image in images.iterdir()}
-        sizes = {Path(name).name: size for name, size in sizes.items()}
-        files = memory_map.page_files(
-            names | sizes.keys(), lambda name: (images / name).read_bytes(), sizes.__getitem__
-        )
+        """Read the digests, which were unpacked and verified. Raises BadArchive."""
         digests = {}
         for page_file in files:
             name = f"{archive.IMAGES}/{page_file.name}"
@@ -68,6 +60,15 @@ class ArchivePages:
         if xxhash.xxh3_128_digest(found) != self.digests[file.name][at : at + archive.DIGEST]:
             raise BadArchive(f"{self.path} is damaged: block {number} of {file.name} was altered")
         return found
+
+
+def page_files(sizes: Mapping[str, int], images: Path) -> list[PageFile]:
+    """Read the maps, which were unpacked and verified. Raises BadArchive."""
+    sizes = {Path(name).name: size for name, size in sizes.items()}
+    names = {image.name for image in images.iterdir()}
+    return memory_map.page_files(
+        names | sizes.keys(), lambda name: (images / name).read_bytes(), sizes.__getitem__
+    )
 
 
 @dataclass(frozen=True)
@@ -95,36 +96,37 @@ class FromArchive:
         laid = self.archive.lay_out(into)
         if laid is None:
             return None
+        images = into / archive.IMAGES
         sizes = {name: self.archive.manifest.members[name] for name in laid.places}
-        try:
-            images = into / archive.IMAGES
-            pages = ArchivePages.of(self.archive.path, laid.file, laid.places, sizes, images)
+
+        def complete() -> Told:
+            files = page_files(sizes, images)
+            pages = ArchivePages.of(self.archive.path, laid.file, laid.places, files, images)
             lay_out_memory(pages, images)
-        except BadArchive as error:
-            laid.stream.close()
-            error.message += "; nothing was changed"
-            raise
-        plan = {
-            "path": str(pages.path),
-            "places": laid.places,
-            "sizes": sizes,
-            "images": str(images),
-        }
-        descriptor = os.dup(laid.stream.fileno())
-        laid.stream.close()
-        return Skeleton(laid.sums, __name__, plan, [descriptor])
+            plan = {
+                "path": str(pages.path),
+                "places": laid.places,
+                "files": [file.to_document() for file in files],
+                "images": str(images),
+            }
+            return Told(plan, [laid.stream.fileno()])
+
+        held = ExitStack()
+        held.callback(laid.stream.close)
+        return Skeleton(laid.sums, __name__, complete, held)
 
 
 @contextmanager
-def opened(plan: filling.Plan, descriptor: int = ARCHIVE_FD) -> Iterator[ArchivePages]:
+def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[ArchivePages]:
     """Open an archive again, as its filler."""
+    (descriptor,) = descriptors
     path = Path(str(plan["path"]))
     file = seekable.opened(descriptor)
     if file is None:
         raise BadArchive(f"{path} has no table of frames any more")
     places = cast("dict[str, int]", plan["places"])
-    sizes = cast("dict[str, int]", plan["sizes"])
-    yield ArchivePages.of(path, file, places, sizes, Path(str(plan["images"])))
+    files = [PageFile.from_document(each) for each in cast("list[object]", plan["files"])]
+    yield ArchivePages.of(path, file, places, files, Path(str(plan["images"])))
 
 
 if __name__ == "__main__":

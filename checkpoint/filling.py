@@ -19,6 +19,7 @@ import json
 import queue
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,13 +38,27 @@ from pymigrate.runtime.supervision import Supervision, SupervisorEnded
 
 PROCESS_NAME = "pymigrate-fill"
 REPORT_FD = 3
+BEGIN = b"\n"
+"""What comes before the plan, with the descriptors."""
+
 READY, ATTACHED, FAILED = "ready", "attached", "failed"
+MAX_DESCRIPTORS = 4
 THREADS = 2
 AHEAD = 4  # blocks that are fetched before they can be placed
+CALM = 0.02
+"""Seconds without a block that is waited for, after which more is fetched ahead.
+
+So who waits has the processors for itself. Each of these blocks is one less to be fetched, so it
+ends.
+"""
+
 AROUND = 16  # pages of zeros that go with a wanted one
 
 Plan = Mapping[str, object]
 """What a filler is told: the container's ``directory`` and what its `Pages` need."""
+
+Opened = Callable[[Plan, Sequence[int]], AbstractContextManager["Pages"]]
+"""Opens what is read, by what was told and the descriptors that came with it."""
 
 
 class Pages(Protocol):
@@ -101,6 +116,7 @@ class Filling:
         self._heard: queue.SimpleQueue[tuple[int, int] | _Fetched | None] = queue.SimpleQueue()
         self._is_attached = False
         self._done: set[tuple[str, int]] = set()
+        self._busy_until = 0.0  # time.monotonic()
         self._pager = Pager(
             work,
             keeper,
@@ -123,6 +139,7 @@ class Filling:
             self._pager.check()
             if not isinstance(heard, _Fetched):
                 self._serve(heard)  # CRIU's own restorer may already wait for a page
+        self._busy_until = time.monotonic() + CALM  # what they need first, they need soon
         self._attached()
         with ThreadPoolExecutor(THREADS) as pool:
             try:
@@ -139,14 +156,22 @@ class Filling:
             for number in range(file.blocks)
             if any(file.within(number)) and (file.name, number) not in self._done
         )
-        under_way = sum(self._fetch(pool, *each) for each in itertools.islice(missing, AHEAD))
-        while under_way and not self._pager.is_alone:
-            heard = self._heard.get()
+        under_way, more = 0, True
+        while (under_way or more) and not self._pager.is_alone:
+            busy = self._busy_until - time.monotonic() if more else 0.0
+            if more and busy <= 0 and under_way < AHEAD:
+                room = AHEAD - under_way
+                begun = sum(self._fetch(pool, *each) for each in itertools.islice(missing, room))
+                under_way, more = under_way + begun, begun == room
+                continue
+            try:
+                heard = self._heard.get(timeout=busy if busy > 0 else None)
+            except queue.Empty:  # calm now
+                continue
             self._pager.check()
             if isinstance(heard, _Fetched):
                 self._place(heard.file, heard.number, heard.content.result())
                 under_way -= 1
-                under_way += sum(self._fetch(pool, *each) for each in itertools.islice(missing, 1))
             else:
                 self._serve(heard)
 
@@ -170,7 +195,9 @@ class Filling:
         start = offset - number * BLOCK
         # Also if it was done: what is there stays, and a process that was forked may lack it.
         self._pager.fill(inner, address, memoryview(content)[start : start + PAGE])
-        self._place(file, number, content)
+        if (file.name, number) not in self._done:
+            self._place(file, number, content)
+            self._busy_until = time.monotonic() + CALM
 
     def _place(self, file: PageFile, number: int, content: bytes) -> None:
         if file.inner is None or (file.name, number) in self._done:
@@ -204,15 +231,18 @@ class _WhileSupervised:
             self._supervision.drop_kept()
 
 
-def run(opened: Callable[[Plan], AbstractContextManager[Pages]]) -> int:
+def run(opened: Opened) -> int:
     """Be a filler, as a process."""
     syscalls.set_name(PROCESS_NAME)
     return fill(socket.socket(fileno=REPORT_FD), opened)
 
 
-def fill(connection: socket.socket, opened: Callable[[Plan], AbstractContextManager[Pages]]) -> int:
+def fill(connection: socket.socket, opened: Opened) -> int:
     """Take the plan from the command, fill, and report; returns the exit code."""
     with connection as command:
+        begin, descriptors, _, _ = socket.recv_fds(command, len(BEGIN), MAX_DESCRIPTORS)
+        if begin != BEGIN:
+            return 0  # the command has ended before it had anything restored
         plan = cast(dict[str, object], json.loads(command.makefile("rb").readline()))
         directory = Path(str(plan["directory"]))
 
@@ -226,7 +256,7 @@ def fill(connection: socket.socket, opened: Callable[[Plan], AbstractContextMana
                 filling = Filling(directory / "criu", keeper, lambda: tell(ATTACHED))
                 try:
                     tell(READY)
-                    with opened(plan) as pages:
+                    with opened(plan, descriptors) as pages:
                         filling.run(pages)
                 except BaseException as error:
                     tell(FAILED, _said(error))

@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,23 +27,30 @@ _SECONDS = 120.0  # for a filler to open a repository on another host, or for CR
 
 
 @dataclass(frozen=True)
-class Skeleton:
-    """A checkpoint without the memory that can come later, and what a filler needs to bring it.
+class Told:
+    """What a filler is told; the descriptors become its own, and stay the caller's."""
 
-    ``sums`` are the SHA-256 of members; the descriptors are 4, 5, … in the filler, and ours.
+    plan: Mapping[str, object]
+    descriptors: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A checkpoint without its memory, and who brings that: the module that is its filler's.
+
+    ``sums`` are the SHA-256 of members. ``complete`` makes CRIU's files of pages, and returns what
+    the filler is told: it is called while filler and CRIU start, for it may take as long as these.
+    ``held`` is closed when the filler has its own.
     """
 
     sums: dict[str, str]
     program: str
-    plan: Mapping[str, object]
-    descriptors: Sequence[int] = ()
+    complete: Callable[[], Told]
     held: ExitStack = field(default_factory=ExitStack)
 
     def close(self) -> None:
-        """Close the descriptors, and let go of what is held until a filler has its own."""
+        """Let go of what is held until a filler has its own."""
         self.held.close()
-        for descriptor in self.descriptors:
-            os.close(descriptor)
 
 
 def is_possible(manifest: Manifest, memory: int) -> bool:
@@ -80,6 +87,15 @@ class Filler:
         self._unread = b""
         self._is_attached = False
 
+    def tell(self, directory: Path, told: Told) -> None:
+        """Have it begin, for the container in this directory. Raises RestoreFailed."""
+        plan = {**told.plan, "directory": str(directory)}
+        try:
+            socket.send_fds(self._connection, [filling.BEGIN], told.descriptors)
+            self._connection.sendall(json.dumps(plan).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise RestoreFailed("the process that brings the memory was killed") from error
+
     def check(self) -> None:
         """Raise RestoreFailed if it has failed, by all that it has said up to now."""
         while b"\n" in self._unread or select.select([self._connection], [], [], 0)[0]:
@@ -114,19 +130,14 @@ class Filler:
 
 
 @contextmanager
-def started(container: Container, skeleton: Skeleton) -> Iterator[Filler]:
-    """Have the supervisor of a prepared container start a filler."""
+def started(container: Container, program: str) -> Iterator[Filler]:
+    """Have the supervisor of a prepared container start a filler, which waits to be told."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        argv = [sys.executable, "-I", "-m", skeleton.program]
+        argv = [sys.executable, "-I", "-m", program]
         with container.supervision() as supervision:
-            pid = supervision.spawn(argv, [theirs.fileno(), *skeleton.descriptors], in_cgroup=False)
+            pid = supervision.spawn(argv, [theirs.fileno()], in_cgroup=False)
             supervision.rely_on(pid)
         theirs.close()
         ours.settimeout(_SECONDS)
-        plan = {**skeleton.plan, "directory": str(container.directory)}
-        try:
-            ours.sendall(json.dumps(plan).encode() + b"\n")
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise RestoreFailed("the process that brings the memory was killed") from error
         yield Filler(ours)

@@ -34,6 +34,7 @@ from pymigrate.runtime.errors import (
 )
 from pymigrate.runtime.host import Host, check_name
 from pymigrate.runtime.images import Store
+from pymigrate.runtime.launch import Launch
 from pymigrate.runtime.state import NetworkSettings, Port, Record
 
 _NOTHING = "nothing was changed"
@@ -119,6 +120,8 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
     with staging(host) as stage, ThreadPoolExecutor(1) as pool, ExitStack() as held:
         # Asking the network costs a third of a second, as much as all until it is restored.
         asked = pool.submit(network.address_in_use, record.network)
+        launch = Launch(host.containers / record.name)  # it loads what it needs meanwhile
+        held.callback(launch.abandon)
         skeleton = None
         if not wishes.eager and lazily.is_possible(opened.manifest, opened.memory):
             skeleton = opened.lay_out(stage)
@@ -131,7 +134,7 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
             _put_files(container, stage, sums, undo)
             phases["files"] = time.monotonic() - begun - sum(phases.values())
             options = replace(opened.manifest.restore_options(debug=wishes.debug), tcp=tcp)
-            with container.prepare(plugged=False):
+            with container.prepare(plugged=False, launch=launch):
                 phases["prepare"] = time.monotonic() - begun - sum(phases.values())
                 if skeleton is None:
                     loaded.pid = restore.hold(container, stage / archive.IMAGES, options)
@@ -156,7 +159,11 @@ def _hold_lazily(
 ) -> int:
     """Restore it, its memory to come; a filler has all processes when this returns."""
     restore.work_directory(container)
-    with lazily.started(container, skeleton) as filler, restore.prepare(container) as prepared:
+    with (
+        lazily.started(container, skeleton.program) as filler,
+        restore.prepare(container) as prepared,
+    ):
+        filler.tell(container.directory, skeleton.complete())
         filler.await_word(filling.READY)
         try:
             pid = restore.hold(container, images, replace(options, lazy=True), prepared)

@@ -12,6 +12,7 @@ import bisect
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from pymigrate.checkpoint import images
 from pymigrate.runtime.errors import BadArchive
@@ -57,6 +58,21 @@ class PageFile:
     def length(self, block: int) -> int:
         """Return the bytes of a block."""
         return min(BLOCK, self.size - block * BLOCK)
+
+    def to_document(self) -> list[object]:
+        """Return it for another process: to read a map of 1 GiB takes as long as CRIU restores."""
+        both = (
+            [(each.offset, each.address, each.length) for each in extents]
+            for extents in (self.lazy, self.eager)
+        )
+        return [self.name, self.size, self.inner, *both]
+
+    @classmethod
+    def from_document(cls, document: object) -> PageFile:
+        """Take what `to_document` has made."""
+        name, size, inner, *both = cast("list[Any]", document)
+        lazy, eager = ([Extent(*each) for each in extents] for extents in both)
+        return cls(name, size, inner, lazy, eager)
 
     def within(self, block: int) -> Iterator[Extent]:
         """Yield what of a block may come later."""

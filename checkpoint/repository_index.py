@@ -18,15 +18,31 @@ Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Index:
-    """Rows sorted by name; a chunk that is in two packs has two rows, of which the first counts."""
+class Chunks:
+    """Where chunks are: the numbers of packs, of blobs in these, and bytes in the blobs."""
 
-    high: NDArray[np.uint64]
-    low: NDArray[np.uint64]
     pack: Column
     blob: Column
     offset: Column
     length: Column
+
+    def taken(self, rows: Places) -> Chunks:
+        """Return some of them, in the order given."""
+        return Chunks(self.pack[rows], self.blob[rows], self.offset[rows], self.length[rows])
+
+
+@dataclass(frozen=True)
+class Index(Chunks):
+    """Rows in the order of the packs; a chunk that is in two has two rows: the first counts.
+
+    ``high`` and ``low`` are the halves of their names. They are looked up by the first 32 bits,
+    which nearly no two have in common: ``order`` are the rows by these, ``keys`` these in order.
+    """
+
+    high: NDArray[np.uint64]
+    low: NDArray[np.uint64]
+    order: Places
+    keys: NDArray[np.uint32]
 
     @classmethod
     def build(cls, tables: Sequence[Table]) -> Index:
@@ -45,9 +61,10 @@ class Index:
                 column[rows] = values
             start = rows.stop
         high, low = _halves(ids)
-        order = np.lexsort((low, high))
-        pack, blob, offset, length = (column[order] for column in columns)
-        return cls(high[order], low[order], pack, blob, offset, length)
+        keys = _keys(high)
+        order = _order(keys)
+        pack, blob, offset, length = columns
+        return cls(pack, blob, offset, length, high, low, order, keys[order])
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -63,23 +80,35 @@ class Index:
         if not len(self) or not len(ids):
             return found
         high, low = _halves(ids)
-        place = np.searchsorted(self.high, high).astype(np.int64)
-        open_ = np.arange(len(ids))
+        keys = _keys(high)
+        open_ = _order(keys)  # in order they are found in half of the time, sorting included
+        place = np.searchsorted(self.keys, keys[open_]).astype(np.int64)
         while len(open_):
-            # Rows with an equal first half lie side by side: nearly always there is one.
-            inside = place[open_] < len(self)
-            open_ = open_[inside]
-            open_ = open_[self.high[place[open_]] == high[open_]]
-            same = self.low[place[open_]] == low[open_]
-            found[open_[same]] = place[open_[same]]
-            open_ = open_[~same]
-            place[open_] += 1
+            # Rows with an equal key lie side by side: nearly always there is one.
+            inside = place < len(self)
+            open_, place = open_[inside], place[inside]
+            equal = self.keys[place] == keys[open_]
+            open_, place = open_[equal], place[equal]
+            rows = self.order[place]
+            same = (self.high[rows] == high[open_]) & (self.low[rows] == low[open_])
+            found[open_[same]] = rows[same]
+            open_, place = open_[~same], place[~same] + 1
         return found
 
 
 def _halves(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     both = np.ascontiguousarray(ids).view("<u8").reshape(-1, 2)
     return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
+
+
+def _keys(high: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    return (high >> np.uint64(32)).astype(np.uint32)
+
+
+def _order(keys: NDArray[np.uint32]) -> Places:
+    """Sort, equal ones as they came: by 16 bits numpy counts, which takes a third of the time."""
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    return order[np.argsort((keys >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
 
 
 @dataclass(frozen=True)
@@ -100,14 +129,14 @@ class Piece:
     runs: tuple[Run, ...]
 
 
-def pieces(index: Index, rows: Places) -> Iterator[Piece]:
+def pieces(chunks: Chunks, rows: Places) -> Iterator[Piece]:
     """Say which blobs to read, each once, to put these chunks one after another."""
     if not len(rows):
         return
-    length = index.length[rows].astype(np.int64)
+    length = chunks.length[rows].astype(np.int64)
     target = np.cumsum(length) - length
-    source = index.offset[rows].astype(np.int64)
-    blob = (index.pack[rows].astype(np.int64) << 32) | index.blob[rows]
+    source = chunks.offset[rows].astype(np.int64)
+    blob = (chunks.pack[rows].astype(np.int64) << 32) | chunks.blob[rows]
     order = np.lexsort((target, blob))
     blob, target, source, length = blob[order], target[order], source[order], length[order]
     joined = (

@@ -12,17 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pymigrate.checkpoint import archive, filling, memory_map, new_file
-from pymigrate.checkpoint.lazily import Skeleton, lay_out_memory
+from pymigrate.checkpoint.lazily import Skeleton, Told, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
+from pymigrate.checkpoint.page_places import Description, PageChunks, PagePlaces
 from pymigrate.checkpoint.repository import Contents, Repository
 from pymigrate.checkpoint.repository_directory import Directory
-from pymigrate.checkpoint.repository_index import Places, pieces
+from pymigrate.checkpoint.repository_index import pieces
 from pymigrate.checkpoint.sealing import Damaged, Keys
 from pymigrate.checkpoint.snapshot import Member, Snapshot
 from pymigrate.runtime.errors import NoSpace
@@ -34,75 +36,75 @@ _SPARE = 64 << 20  # bytes to leave free where a snapshot is put together
 _FOR_SSH = ("HOME", "USER", "SSH_AUTH_SOCK")
 
 
-@dataclass(frozen=True)
-class _Chunks:
-    """The chunks of a member in order: their rows in the index, and where each begins in it."""
-
-    rows: Places
-    begins: NDArray[np.int64]
-
-
 class SnapshotPages:
     """The files of pages of a snapshot."""
 
     def __init__(
-        self, repository: Repository, contents: Contents, snapshot: Snapshot, directory: Path
+        self, repository: Repository, places: PagePlaces, files: Sequence[PageFile]
     ) -> None:
-        """Read the maps, which were put together in CRIU's directory of images. Raises Damaged."""
+        """Take what `page_files` has read of the maps. Raises Damaged."""
         self._repository = repository
-        self._contents = contents
+        self._places = places
         self._read = functools.lru_cache(BLOBS)(self._blob)
         members = {
             name.removeprefix(f"{archive.IMAGES}/"): member
-            for name, member in memory(snapshot).items()
+            for name, member in places.members.items()
         }
-        names = {image.name for image in directory.iterdir()}
-        self.files: Sequence[PageFile] = memory_map.page_files(
-            names | members.keys(),
-            lambda name: (directory / name).read_bytes(),
-            lambda name: members[name].size,
-        )
-        self._chunks = {name: self._of(member) for name, member in members.items()}
+        self.files = files
+        self._first = {name: member.first for name, member in members.items()}
+        self._begins = {name: self._of(name, member) for name, member in members.items()}
 
-    def _of(self, member: Member) -> _Chunks:
-        ids = self._repository.expand(self._contents, member)
-        rows = self._repository.rows(self._contents, ids, member.name)
-        ends = np.cumsum(self._contents.index.length[rows].astype(np.int64))
+    def _of(self, name: str, member: PageChunks) -> NDArray[np.int64]:
+        """Say where each chunk of a member begins in it, and where the last ends."""
+        chunks = slice(member.first, member.first + member.count)
+        ends = np.cumsum(self._places.chunks.length[chunks], dtype=np.int64)
         size = int(ends[-1]) if len(ends) else 0
         if size != member.size:
-            raise Damaged(f"{member.name} has {size} bytes, not {member.size}")
-        return _Chunks(rows, np.concatenate(([0], ends)).astype(np.int64))
+            raise Damaged(f"{name} has {size} bytes, not {member.size}")
+        return np.concatenate(([0], ends)).astype(np.int64)
 
     def _blob(self, pack: int, number: int) -> bytes:
-        contents = self._contents
-        return self._repository.blob(contents.names[pack], contents.tables[pack], number)
+        places = self._places
+        return self._repository.blob(places.names[pack], places.tables[pack], number)
 
     def _range(self, file: PageFile, number: int) -> slice:
         """Say which chunks a block needs."""
-        begins = self._chunks[file.name].begins
+        begins = self._begins[file.name]
         begin, end = number * BLOCK, number * BLOCK + file.length(number)
         first = int(np.searchsorted(begins, begin, "right")) - 1
         return slice(first, int(np.searchsorted(begins, end, "left")))
 
     def blobs(self, file: PageFile, number: int) -> set[tuple[int, int]]:
         """Say where a block is read from: numbers of packs, and of blobs in them."""
-        rows = self._chunks[file.name].rows[self._range(file, number)]
-        return {(piece.pack, piece.blob) for piece in pieces(self._contents.index, rows)}
+        rows = self._rows(file, self._range(file, number))
+        return {(piece.pack, piece.blob) for piece in pieces(self._places.chunks, rows)}
+
+    def _rows(self, file: PageFile, which: slice) -> NDArray[np.int64]:
+        return np.arange(which.start, which.stop) + self._first[file.name]
 
     def block(self, file: PageFile, number: int) -> bytes:
         """Put a block together. Raises Damaged."""
-        chunks = self._chunks[file.name]
+        begins = self._begins[file.name]
         begin, end = number * BLOCK, number * BLOCK + file.length(number)
         which = self._range(file, number)
-        base = int(chunks.begins[which.start])
-        joined = bytearray(int(chunks.begins[which.stop]) - base)
-        for piece in pieces(self._contents.index, chunks.rows[which]):
+        base = int(begins[which.start])
+        joined = bytearray(int(begins[which.stop]) - base)
+        for piece in pieces(self._places.chunks, self._rows(file, which)):
             plain = self._read(piece.pack, piece.blob)
             for run in piece.runs:
                 joined[run.target : run.target + run.length] = plain[
                     run.source : run.source + run.length
                 ]
         return bytes(memoryview(joined)[begin - base : end - base])
+
+
+def page_files(places: PagePlaces, directory: Path) -> list[PageFile]:
+    """Read the maps, which were put together in CRIU's directory of images. Raises BadArchive."""
+    sizes = {Path(name).name: member.size for name, member in places.members.items()}
+    names = {image.name for image in directory.iterdir()}
+    return memory_map.page_files(
+        names | sizes.keys(), lambda name: (directory / name).read_bytes(), sizes.__getitem__
+    )
 
 
 def memory(snapshot: Snapshot) -> dict[str, Member]:
@@ -151,18 +153,25 @@ class Stored:
             contents = self.repository.contents()
             now = [member for member in self.snapshot.members if member.name not in later]
             sums = self._put_together(into, contents, now)
-            images = into / archive.IMAGES
-            with new_file.writing(into):
-                pages = SnapshotPages(self.repository, contents, self.snapshot, images)
-                lay_out_memory(pages, images)
-            plan = {
-                "where": self.repository.disk.where,
-                "key": self.repository.keys.master.hex(),
-                "snapshot": self.snapshot.id,
-                "images": str(images),
-                "environment": {name: os.environ[name] for name in _FOR_SSH if name in os.environ},
-            }
-            return Skeleton(sums, __name__, plan, held=held.pop_all())
+            kept = held.pop_all()
+        return Skeleton(sums, __name__, lambda: self._complete(contents, into, kept), kept)
+
+    def _complete(self, contents: Contents, into: Path, held: ExitStack) -> Told:
+        images = into / archive.IMAGES
+        places = PagePlaces.find(self.repository, contents, memory(self.snapshot).values())
+        files = page_files(places, images)
+        with new_file.writing(into):
+            lay_out_memory(SnapshotPages(self.repository, places, files), images)
+        description, descriptor = places.hand_on()
+        held.callback(os.close, descriptor)
+        plan = {
+            "where": self.repository.disk.where,
+            "key": self.repository.keys.master.hex(),
+            "places": description,
+            "files": [file.to_document() for file in files],
+            "environment": {name: os.environ[name] for name in _FOR_SSH if name in os.environ},
+        }
+        return Told(plan, [descriptor])
 
     def _put_together(
         self, into: Path, contents: Contents, members: Sequence[Member]
@@ -193,8 +202,9 @@ def _checked(name: str) -> PurePosixPath:
 
 
 @contextmanager
-def opened(plan: filling.Plan) -> Iterator[SnapshotPages]:
+def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[SnapshotPages]:
     """Open a repository again, as its filler; no chunk goes away meanwhile."""
+    (descriptor,) = descriptors
     where = str(plan["where"])
     keys = Keys(bytes.fromhex(str(plan["key"])))
     environment = plan["environment"]
@@ -209,9 +219,9 @@ def opened(plan: filling.Plan) -> Iterator[SnapshotPages]:
         else:
             repository = Repository(Directory(Path(where)), keys)
         held.enter_context(repository.reading())
-        snapshot = repository.snapshot(str(plan["snapshot"]))
-        images = Path(str(plan["images"]))
-        yield SnapshotPages(repository, repository.contents(), snapshot, images)
+        places = PagePlaces.taken_up(cast("Description", plan["places"]), descriptor)
+        files = [PageFile.from_document(each) for each in cast("list[object]", plan["files"])]
+        yield SnapshotPages(repository, places, files)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +23,11 @@ from pymigrate.checkpoint import archive_pages, filling, lazily, load
 from pymigrate.checkpoint.archive import Archive
 from pymigrate.checkpoint.archive_pages import ArchivePages
 from pymigrate.checkpoint.filling import Plan
-from pymigrate.checkpoint.lazily import Filler, Skeleton
+from pymigrate.checkpoint.lazily import Filler
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
+from pymigrate.checkpoint.page_places import PagePlaces
 from pymigrate.migrate import snapshots
-from pymigrate.migrate.snapshot_pages import SnapshotPages
+from pymigrate.migrate.snapshot_pages import SnapshotPages, memory, page_files
 from pymigrate.runtime import lock
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import BadArchive, WrongState
@@ -200,20 +201,17 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate()
 
     @contextmanager
-    def pages(plan: Plan) -> Iterator[Gated]:
-        with made_of(plan) as found:
+    def pages(plan: Plan, descriptors: Sequence[int]) -> Iterator[Gated]:
+        with made_of(plan, descriptors) as found:
             yield Gated(found, made)
 
     @contextmanager
-    def started(container: Container, skeleton: Skeleton) -> Iterator[Filler]:
+    def started(_container: Container, _program: str) -> Iterator[Filler]:
         ours, theirs = socket.socketpair()
-        descriptor = os.dup(skeleton.descriptors[0])
-        plan = {**skeleton.plan, "directory": str(container.directory), "fd": descriptor}
         fill = threading.Thread(target=lambda: made.exit_codes.append(filling.fill(theirs, pages)))
         made.threads.append(fill)
         fill.start()
         with ours:
-            ours.sendall(json.dumps(plan).encode() + b"\n")
             yield Filler(ours)
 
     monkeypatch.setattr(lazily, "started", started)
@@ -223,14 +221,13 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 @contextmanager
-def made_of(plan: Plan) -> Iterator[ArchivePages]:
-    descriptor = plan["fd"]
-    assert isinstance(descriptor, int)
+def made_of(plan: Plan, descriptors: Sequence[int]) -> Iterator[ArchivePages]:
     try:
-        with archive_pages.opened(plan, descriptor) as found:
+        with archive_pages.opened(plan, descriptors) as found:
             yield found
     finally:
-        os.close(descriptor)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def restored(tool: Tool, path: Path) -> None:
@@ -320,7 +317,9 @@ def test_an_altered_block_ends_the_container_with_the_reason(
     assert laid is not None
     laid.stream.close()
     sizes = {name: found.manifest.members[name] for name in laid.places}
-    pages = ArchivePages.of(path, laid.file, laid.places, sizes, into / "checkpoint")
+    images = into / "checkpoint"
+    files = archive_pages.page_files(sizes, images)
+    pages = ArchivePages.of(path, laid.file, laid.places, files, images)
     file = pages.files[0]
     number = next(
         number
@@ -417,7 +416,8 @@ def test_an_altered_chunk_ends_the_container_with_the_reason(
         for member in found.members:
             if "pagemap" in member.name:
                 repository.extract(contents, member, into / Path(member.name).name)
-        pages = SnapshotPages(repository, contents, found, into)
+        places = PagePlaces.find(repository, contents, memory(found).values())
+        pages = SnapshotPages(repository, places, page_files(places, into))
         needed: set[tuple[int, int]] = set()
         later: set[tuple[int, int]] = set()
         for file in pages.files:

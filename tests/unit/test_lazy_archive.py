@@ -15,7 +15,7 @@ from pycriu.images import magic, pagemap_pb2
 
 from pymigrate.checkpoint import archive, memory_map, new_file, seekable
 from pymigrate.checkpoint.archive import Archive, Compression
-from pymigrate.checkpoint.archive_pages import ArchivePages, FromArchive
+from pymigrate.checkpoint.archive_pages import ArchivePages, FromArchive, page_files
 from pymigrate.checkpoint.memory_map import BLOCK, PAGE, Extent
 from pymigrate.runtime.errors import BadArchive
 from tests.unit.test_archive import manifest
@@ -75,7 +75,9 @@ def laid_out(path: Path, into: Path) -> Iterator[ArchivePages]:
     assert laid is not None
     sizes = {name: Archive.open(path).manifest.members[name] for name in laid.places}
     with laid.stream:
-        yield ArchivePages.of(path, laid.file, laid.places, sizes, into / "checkpoint")
+        images = into / "checkpoint"
+        files = page_files(sizes, images)
+        yield ArchivePages.of(path, laid.file, laid.places, files, images)
 
 
 @HOW
@@ -97,6 +99,7 @@ def test_images_have_what_criu_reads_and_holes_for_the_rest(tmp_path: Path, how:
     into.mkdir()
     skeleton = FromArchive(Archive.open(path)).lay_out(into)
     assert skeleton is not None
+    skeleton.complete()
     skeleton.close()
     laid = (into / "checkpoint/pages-1.img").read_bytes()
     assert CONTENT[: 3 * PAGE] == laid[: 3 * PAGE]
