@@ -27,7 +27,7 @@ class Disk:
         self.root = root
         self._drafts = 0
 
-    # What changes the disk goes through these five, so that a test can fail each of them.
+    # What changes the disk goes through these seven, so that a test can fail each of them.
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write once; see write(2)."""
@@ -41,6 +41,10 @@ class Disk:
         """Put a draft in its place."""
         (self.root / draft).rename(self.root / place)
 
+    def link(self, draft: str, place: str) -> None:
+        """Put a draft in its place, where nothing may be yet; it keeps its own as well."""
+        os.link(self.root / draft, self.root / place)
+
     def unlink(self, place: str) -> None:
         """Remove a file."""
         (self.root / place).unlink()
@@ -49,6 +53,10 @@ class Disk:
         """Create a file (0600) that must not be there, and open it."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(self.root / place, flags, 0o600)
+
+    def mkdir(self, folder: str) -> None:
+        """Make a directory (0700) and those above it; it may be there."""
+        (self.root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def where(self) -> str:
@@ -72,7 +80,7 @@ class Disk:
         """Make the directories (0700); may be repeated."""
         with self.translated("make the repository"):
             for folder in ("", *FOLDERS):
-                (self.root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.mkdir(folder)
 
     @contextlib.contextmanager
     def translated(self, what: str) -> Iterator[None]:
@@ -118,7 +126,7 @@ class Disk:
             try:
                 draft.write(data)
                 draft.sync()
-                os.link(self.root / name, self.root / place)
+                self.link(name, place)
             except FileExistsError:
                 return False
             finally:

@@ -63,6 +63,11 @@ class FailingDisk(Directory):
             raise self._fail()
         super().rename(draft, place)
 
+    def link(self, draft: str, place: str) -> None:
+        if self._fails():
+            raise self._fail()
+        super().link(draft, place)
+
     def unlink(self, place: str) -> None:
         if self._fails() and self._error in (None, errno.EIO):
             raise self._fail()
@@ -72,6 +77,11 @@ class FailingDisk(Directory):
         if self._fails():
             raise self._fail()
         return super().create(place)
+
+    def mkdir(self, folder: str) -> None:
+        if self._fails():
+            raise self._fail()
+        super().mkdir(folder)
 
 
 def manifest(name: str = "web", created: str = "2026-01-02T03:04:05Z") -> Manifest:

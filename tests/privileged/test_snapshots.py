@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.privileged.killed.striking import moments, struck
 from tests.privileged.tool import Tool, until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.criu]
+
+ALL = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.02; done"
 
@@ -50,6 +52,11 @@ def moves(count: Path) -> bool:
 def create(tool: Tool, *words: str) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(tool("snapshot", "create", "web", "--json", *words).stdout)
     return made
+
+
+def kept(tool: Tool, *words: str) -> list[str]:
+    found = json.loads(tool("snapshot", "ls", "--json", *words).stdout)
+    return [one["id"] for one in found]
 
 
 def test_container_runs_on_and_every_snapshot_comes_back(tool: Tool) -> None:
@@ -210,43 +217,91 @@ def test_damage_is_named_and_restore_refuses_it(tool: Tool) -> None:
     assert ["web"] == names(tool)
 
 
-def test_create_that_is_killed_leaves_container_and_repository(tool: Tool) -> None:
+@pytest.mark.parametrize(
+    ("words", "every"),
+    [
+        ("create web", 30),
+        ("prune --keep-last 1", 7),
+        pytest.param("create web", 1, marks=ALL),
+        pytest.param("prune --keep-last 1", 1, marks=ALL),
+    ],
+)
+def test_commands_killed_at_any_effect_cost_nothing(tool: Tool, words: str, every: int) -> None:
+    """Die at each so many-eth effect.
+
+    What is published restores each time, the container runs, and the next run goes on.
+    """
     count = start(tool)
-    first = create(tool)["id"]
-    for delay in (0.05, 0.15, 0.2, 0.25, 0.3, 0.4):
-        process = subprocess.Popen(
-            tool.argv("snapshot", "create", "web"), stdout=subprocess.DEVNULL
-        )
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    deaths = 0
+    for moment in moments(every):
+        create(tool)
+        died = struck(tool, "command", moment, ("snapshot", *words.split()))
+        deaths += died
         assert moves(count)  # nobody had to say `resume`
         tool("snapshot", "verify", "--data")
+        for identity in kept(tool):
+            tool("snapshot", "restore", identity, "--name", "copy")
+            assert moves(tool.root / "containers/copy/upper/count")
+            tool("rm", "-f", "copy")
+        tool("snapshot", "prune", "--keep-last", "1")
+        assert not list((tool.root / "snapshots/tmp").iterdir())
+        assert 1 == len(kept(tool))
+        if not died:
+            break
+    assert deaths > 2
 
-    create(tool)
-    tool("snapshot", "prune")
-    tool("snapshot", "verify", "--data")
-    tool("snapshot", "restore", first, "--name", "copy")
-    assert not list((tool.root / "snapshots/tmp").iterdir())
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """Give a disk of its own, whose size can be changed."""
+    made = tmp_path / "small"
+    made.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "small", made], check=True)
+    yield made
+    subprocess.run(["umount", made], check=True)
 
 
-def test_full_disk_is_told_and_costs_no_snapshot(tool: Tool, tmp_path: Path) -> None:
+def leave_pages(disk: Path, free: int) -> None:
+    """Make a disk as large as what is on it, and so many pages."""
+    size = shutil.disk_usage(disk).used + free * os.sysconf("SC_PAGE_SIZE")
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
+
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=ALL)])
+def test_disk_that_is_full_at_any_page_is_told_and_costs_no_snapshot(
+    tool: Tool, small: Path, step: int
+) -> None:
+    at = ("--repo", str(small))
     count = start(tool)
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "small", small], check=True)
-    try:
-        made = create(tool, "--repo", str(small))
-        (small / "filler").write_bytes(b"x" * (shutil.disk_usage(small).free - 4096))
-        said = tool("snapshot", "create", "web", "--repo", str(small), code=24).stderr
-        assert "is full" in said
+    first = create(tool, *at)
+    for free in itertools.count(1, step):
+        leave_pages(small, free)
+        made = tool("snapshot", "create", "web", *at, code=None)
+        leave_pages(small, 1024)
         assert moves(count)
-        tool("snapshot", "verify", "--data", "--repo", str(small))
-        tool("snapshot", "rm", made["id"], "--repo", str(small))
-        tool("snapshot", "prune", "--repo", str(small))
-        create(tool, "--repo", str(small))
-    finally:
-        subprocess.run(["umount", small], check=True)
+        tool("snapshot", "verify", "--data", *at)
+        if made.returncode == 0:
+            break
+        assert made.returncode == 24
+        assert "is full" in made.stderr
+        assert [first["id"]] == kept(tool, *at)
+    assert free > 1
+    assert 2 == len(kept(tool, *at))
+    tool("snapshot", "prune", "--keep-last", "1", *at)
+    tool("snapshot", "restore", "latest", "--name", "copy", *at)
+    assert moves(tool.root / "containers/copy/upper/count")
+
+
+def test_container_like_another_stores_what_differs(tool: Tool) -> None:
+    script = f"numbers=$(seq 100000); {COUNT}"
+    start(tool, script=script)
+    first = create(tool)
+    start(tool, "twin", script)
+    second = json.loads(tool("snapshot", "create", "twin", "--json").stdout)
+
+    assert second["new_bytes"] < first["new_bytes"] / 4
+    tool("snapshot", "restore", second["id"], "--name", "copy")
+    assert moves(tool.root / "containers/copy/upper/count")
 
 
 def test_what_is_not_there_is_told(tool: Tool) -> None:

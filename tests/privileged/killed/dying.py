@@ -1,8 +1,8 @@
 """The command, killed at its n-th effect: `dying.py command|supervisor N FILE WORDS…`.
 
-An effect is what may be seen from outside: a file made, written, renamed or removed, a lock, a
-message, a process, a system call of ours. SIGKILL comes just before the n-th (one of libc: just
-after it), in the command's own process or in the supervisor that it forks; FILE is then there.
+An effect is what may be seen from outside: a file made, written to, synced, renamed or removed, a
+lock, a message, a process, a system call of ours. SIGKILL comes just before the n-th (one of libc:
+just after it), in the command's own process or in the supervisor that it forks; FILE is then there.
 The moments are found by the interpreter's audit events and by what it calls the kernel with: the
 product has no hooks for tests.
 """
@@ -77,6 +77,8 @@ def main() -> None:
     os.register_at_fork(after_in_child=death.grow)
     syscalls._check = death.counting(syscalls._check, before=False)
     socket.socket.send = death.counting(socket.socket.send, before=True)  # type: ignore[method-assign]
+    for name in ("write", "fsync"):
+        setattr(os, name, death.counting(getattr(os, name), before=True))
     sys.addaudithook(death.audit)
     sys.exit(cli.main(words))
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from itertools import count
-from pathlib import Path
 
 import pytest
 
+from tests.privileged.killed.striking import moments, struck
 from tests.privileged.tool import Tool, names
 
 pytestmark = pytest.mark.privileged
 
-DYING = Path(__file__).with_name("dying.py")
 NET = ("--net", "bridge", "--bridge", "pmtest0", "-p", "127.0.0.1:18080:80")
 ALL = pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(3600)])
 SOME = pytest.mark.parametrize("every", [40, ALL])
@@ -48,27 +42,6 @@ def set_scene(tool: Tool, verb: str) -> None:
     tool(*making(tool, *VERBS["create" if verb == "start" else "run"]))
     if verb == "resume":
         tool("pause", "web")
-
-
-def struck(tool: Tool, role: str, moment: int, words: tuple[str, ...]) -> bool:
-    """Run a command that dies then, or whose supervisor does; False if it had fewer effects."""
-    mark = tool.root.parent / f"mark-{moment}"
-    program = [sys.executable, "-I", str(DYING), role, str(moment), str(mark)]
-    done = subprocess.run(
-        [*program, "--root", str(tool.root), *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    if role == "command":
-        assert (done.returncode == -signal.SIGKILL) == mark.exists(), done
-        assert mark.exists() or done.returncode == 0, done
-    return mark.exists()
-
-
-def moments(every: int) -> Iterator[int]:
-    return count(1 + every // 2, every)
 
 
 def check(tool: Tool, moment: int) -> None:
