@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -237,14 +237,25 @@ def _refuse_what_cannot_come_back(container: Container) -> None:
                 )
 
 
+def _nothing() -> None:
+    """Do nothing beside CRIU."""
+
+
 def hold(
-    container: Container, images: Path, options: DumpOptions, prepared: PreparedDump | None = None
+    container: Container,
+    images: Path,
+    options: DumpOptions,
+    prepared: PreparedDump | None = None,
+    *,
+    asked: Callable[[], None] = _nothing,
 ) -> HeldDump:
     """Dump a frozen container into an empty directory; returns when CRIU waits for the vote.
 
+    ``asked`` is called once CRIU has been asked, for what is to be done beside it.
+
     Raises DumpFailed with the first cause in CRIU's log; the container is then as it was: frozen.
     """
-    held = _hold(container, images, options, prepared)
+    held = _hold(container, images, options, prepared, asked)
     try:
         if hidden_memory.fits(held.hidden, images):
             return held
@@ -255,11 +266,16 @@ def hold(
     held.abandon()
     for path in images.iterdir():
         path.unlink()
-    return _hold(container, images, options, prepare(container, inside=options.inside))
+    again = prepare(container, inside=options.inside)
+    return _hold(container, images, options, again, _nothing)
 
 
 def _hold(
-    container: Container, images: Path, options: DumpOptions, prepared: PreparedDump | None
+    container: Container,
+    images: Path,
+    options: DumpOptions,
+    prepared: PreparedDump | None,
+    asked: Callable[[], None],
 ) -> HeldDump:
     init = container.state().init
     if init is None:
@@ -285,6 +301,7 @@ def _hold(
             opened.callback(_keep_log, container, images)
         try:
             session.ask("DUMP", fields)
+            asked()
             _until_held(container, session, images)
             container.freeze()
         except criu.HungUp as error:

@@ -303,6 +303,10 @@ class Precopy(_Step):
             self.move.throttle.lift(self.move.container)
 
 
+def _nothing() -> None:
+    """Do nothing beside CRIU."""
+
+
 @dataclass
 class Freeze(_Step):
     """Freeze the container, pull its cable, and have CRIU write it down and hold it."""
@@ -334,9 +338,9 @@ class Freeze(_Step):
         sender = move.memory_sender
         if sender is not None:
             sender.freeze(container.cgroup.pids(), traced=True)
-            if move.ahead:
-                sender.begin()  # while CRIU is at work: the more is there when the target runs
-        move.dump = dump.hold(container, move.images, move.options, move.prepared)
+        # While CRIU is at work, and not before: it would take the processor from who asks CRIU.
+        asked = sender.begin if sender is not None and move.ahead else _nothing
+        move.dump = dump.hold(container, move.images, move.options, move.prepared, asked=asked)
         if sender is not None:
             sender.release()
         return {"inside_network": move.dump.manifest.inside}
