@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
+from pymigrate.checkpoint.early_pages import Keeper
 from pymigrate.checkpoint.memory_map import BLOCK, Extent, PageFile
-from pymigrate.checkpoint.pager import PAGE, Keeper, Pager
+from pymigrate.checkpoint.pager import PAGE, Pager
 from pymigrate.runtime import lock, syscalls
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import HostError, PymigrateError

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import json
 import os
 import selectors
@@ -27,17 +26,17 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from pymigrate.checkpoint.early_pages import EarlyPages, Keeper
 from pymigrate.checkpoint.known_pages import Addresses
 from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
 from pymigrate.checkpoint.space import Space
-from pymigrate.runtime import syscalls, userfault
-from pymigrate.runtime.errors import NoSpace, ProtocolError, RestoreFailed
+from pymigrate.runtime import userfault
+from pymigrate.runtime.errors import ProtocolError, RestoreFailed
 from pymigrate.runtime.userfault import Changing, Event, Gone
 
 Buffer = bytes | memoryview
@@ -45,27 +44,11 @@ PAGE = 4096
 SOCKET = "lazy-pages.socket"
 _PID = struct.Struct("=i")
 _FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
-_PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-_STEP = 1 << 20  # bytes that are copied at once
 _PIECE = (
     256 << 10
 )  # bytes of what is ready that are put in place at once: who waits, waits for them
 _AROUND = 64 << 10  # bytes of which all that is ready is put in place with a page waited for
-_ASIDE = "aside-"  # and a PID: what the keeper calls the files of what came early
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
-
-
-class Keeper(Protocol):
-    """Somebody who holds descriptors for the case that we are killed."""
-
-    def keep(self, name: str, fd: int) -> None:
-        """Hold a duplicate under a name."""
-
-    def kept(self) -> Mapping[str, int]:
-        """Return duplicates of all that is held, which are the caller's to close."""
-
-    def drop_kept(self) -> None:
-        """Close all that is held."""
 
 
 class _Closed(Exception):
@@ -102,8 +85,7 @@ class Pager:
         self._wanted = wanted
         self._attached = attached
         self._failed = failed
-        self._room = room
-        self._aside: dict[int, int] = {}
+        self._early = EarlyPages(keeper, room)
         self._socket = 0  # its inode
         self._spaces: list[Space] = []
         self._changing = threading.Lock()
@@ -132,8 +114,7 @@ class Pager:
     def _resume_or_listen(self) -> None:
         """Take up what a pager before us has left with the keeper; else wait for CRIU."""
         kept = dict(self._keeper.kept())
-        for name in [name for name in kept if name.startswith(_ASIDE)]:
-            self._take_over_aside(int(name.removeprefix(_ASIDE)), kept.pop(name))
+        self._early.take_over(kept)
         if kept:
             document = json.loads((self._directory / "pager.json").read_text(encoding="ascii"))
             for name, fd in kept.items():
@@ -154,39 +135,9 @@ class Pager:
             os.close(directory)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
 
-    def _take_over_aside(self, inner: int, old: int) -> None:
-        """Go on with a copy: a pager that does not know yet that it was cut off may still write."""
-        fd = self._make_aside(inner)
-        try:
-            at, end = 0, os.fstat(old).st_size
-            while at < end:
-                try:
-                    begin = os.lseek(old, at, os.SEEK_DATA)
-                except OSError as error:
-                    if error.errno == errno.ENXIO:  # a hole up to the end
-                        break
-                    raise
-                at = min(os.lseek(old, begin, os.SEEK_HOLE), begin + _STEP)
-                self._set_aside(fd, begin, os.pread(old, at - begin, begin))
-                syscalls.fallocate(old, _PUNCH, begin, at - begin)
-        finally:
-            os.close(old)
-
-    def _make_aside(self, inner: int) -> int:
-        """Make the file of one process, as large as its addresses, which the keeper holds too."""
-        fd = self._aside[inner] = os.memfd_create(f"pymigrate-{inner}", os.MFD_CLOEXEC)
-        self._keeper.keep(f"{_ASIDE}{inner}", fd)
-        return fd
-
-    def _set_aside(self, fd: int, address: int, content: Buffer) -> None:
-        self._room -= len(content)
-        if self._room < 0:
-            raise NoSpace("more memory arrives than was announced")
-        os.pwrite(fd, content, address)
-
     def holds(self, inner: int) -> bool:
         """Say whether anything of a process lies aside."""
-        return inner in self._aside
+        return self._early.holds(inner)
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -324,8 +275,7 @@ class Pager:
 
     def put_aside(self, inner: int, address: int, content: memoryview) -> None:
         """Keep pages that may still change where they come from. Raises NoSpace over the bound."""
-        fd = self._aside[inner] if inner in self._aside else self._make_aside(inner)
-        self._set_aside(fd, address, content)
+        self._early.put(inner, address, content)
 
     def fill(self, inner: int, address: int, content: memoryview) -> None:
         """Put pages in place, wherever they belong by now."""
@@ -367,7 +317,7 @@ class Pager:
 
         Raises ProtocolError if nothing of that process lies aside; `check` does for single pages.
         """
-        if content is Content.ASIDE and inner not in self._aside:
+        if content is Content.ASIDE and not self._early.holds(inner):
             raise ProtocolError(f"pages at {address:#x} were never sent")
         with self._placing:
             self._ready.add(Ready(inner, address, length, content))
@@ -377,7 +327,7 @@ class Pager:
         self, inner: int, addresses: Addresses, pages: Addresses, contents: Addresses
     ) -> None:
         """Do so for many runs of pages of one process, by ascending addresses."""
-        if inner not in self._aside and (contents == Content.ASIDE).any():
+        if (contents == Content.ASIDE).any() and not self._early.holds(inner):
             raise ProtocolError(f"pages of process {inner} were never sent")
         with self._placing:
             self._ready.add_all(inner, addresses, pages, contents)
@@ -420,8 +370,7 @@ class Pager:
                     self._put(run, buffer)
                     if run.content is Content.ASIDE:
                         # So that the memory of a container is not there twice in the end.
-                        fd = self._aside[run.inner]
-                        syscalls.fallocate(fd, _PUNCH, run.address, run.length)
+                        self._early.drop(run.inner, run.address, run.length)
                     self.held += run.length // PAGE
         except BaseException as error:
             self._fail(error)
@@ -436,8 +385,7 @@ class Pager:
             self._place_in_all(run.inner, run.address, run.length, None)
             return
         view = buffer[: run.length]
-        if os.preadv(self._aside[run.inner], [view], run.address) != run.length:
-            raise ProtocolError(f"pages at {run.address:#x} were never sent")
+        self._early.read(run.inner, run.address, view)
         source = int(np.frombuffer(view, np.uint8).ctypes.data)
         self._place_in_all(run.inner, run.address, run.length, source)
 
@@ -519,9 +467,9 @@ class Pager:
         self._selector.close()
         os.close(self._wake)
         self._wake = -1
-        for fd in [*self._aside.values(), *(space.fd for space in self._spaces)]:
-            os.close(fd)
-        self._aside.clear()
+        self._early.close()
+        for space in self._spaces:
+            os.close(space.fd)
         self._spaces.clear()
         path = self._directory / SOCKET
         with contextlib.suppress(FileNotFoundError):

@@ -67,7 +67,7 @@ def test_what_lies_aside_outlives_a_pager_that_may_still_write(
     monkeypatch.setattr(userfault, "copy", lambda *_: None)
     assert (True, False) == (after.holds(INNER), after.holds(INNER + 1))
     assert [b"a" * PAGE, b"b" * PAGE] == [
-        os.pread(after._aside[INNER], PAGE, at) for at in (0x7000, 1 << 40)
+        os.pread(after._early._files[INNER], PAGE, at) for at in (0x7000, 1 << 40)
     ]
     assert (tmp_path / SOCKET).exists()  # that CRIU finds the one that is there
     after.close()

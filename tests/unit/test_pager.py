@@ -118,7 +118,7 @@ def test_what_holds_is_put_in_place_as_soon_as_all_processes_are_there(scene: Sc
     assert (0x40000, bytes(PAGE)) == scene.kernel.next()
     scene.pager.finish()
     assert [3, 3] == [scene.pager.filled, scene.pager.held]
-    assert os.fstat(scene.pager._aside[INNER]).st_blocks == 0  # it is not there twice
+    assert os.fstat(scene.pager._early._files[INNER]).st_blocks == 0  # it is not there twice
 
 
 def test_what_is_waited_for_goes_before_what_is_ready(scene: Scene) -> None:
