@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ import pytest
 from pymigrate.runtime import tracee, userfault
 from pymigrate.runtime.memory import Memory, Range
 from pymigrate.runtime.write_tracking import WriteTracking, is_here
+from pymigrate.transport import pages
+from pymigrate.transport.pages import Kind, News, Stage
+from tests.unit.test_memory_sender import talking
 
 PAGE = mmap.PAGESIZE
 COUNT = 64
@@ -383,3 +386,51 @@ def test_who_is_gone_is_not_tracked() -> None:
     with WriteTracking() as tracking:
         tracking.watch([process.pid])
         assert not tracking._descriptors
+
+
+# A move of it
+
+
+def test_what_was_not_written_is_not_read_again(
+    program: Program, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = program.area(*range(40))
+    reads: list[Range] = []
+    read = Memory.read
+
+    def noted(self: Memory, ranges: Sequence[Range], into: memoryview) -> int:
+        reads.extend(ranges)
+        return read(self, ranges, into)
+
+    monkeypatch.setattr(Memory, "read", noted)
+    with talking(ahead=True) as (sender, target, _):
+        sender.round([program.pid])
+        assert set(range(40)) == numbers(reads, start)
+        program.write(start, 3, 50)
+        reads.clear()
+        sender.round([program.pid])
+        assert {3, 50} == numbers(reads, start)
+
+        program.do(f"ctypes.memset({start + 7 * PAGE}, 99, 1)")
+        os.kill(program.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
+        reads.clear()
+        begun = len(target.batches)
+        sender.freeze([program.pid])
+        sender.begin()
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.wait()
+        os.kill(program.pid, signal.SIGCONT)
+
+    assert {7} == numbers(reads, start)
+    final = target.batches[begun:]
+    assert {Stage.FINAL} == {batch.stage for batch in final}
+    told = {
+        (run.address - start) // PAGE + at: run.kind
+        for batch in final
+        for run in batch.runs
+        for at in range(run.pages)
+        if start <= run.address < start + COUNT * PAGE
+    }
+    assert told == dict.fromkeys([*range(40), 50], Kind.SAME) | {7: Kind.CONTENT}
+    assert not len(final[-1].runs)  # all was spoken of
