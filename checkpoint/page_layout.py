@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymigrate.checkpoint.images import PAGE, Entry
-from pymigrate.runtime.memory import Area, Memory, Range
+from pymigrate.runtime.memory import Area, Memory, Range, Regions
 
 WINDOW = 64 << 10
 """Bytes of addresses whose pages are one segment: a page that appears moves no other's."""
@@ -100,6 +100,16 @@ class Layout:
         found = (pages[starts] // window << window | which).astype(np.int64)
         found[np.maximum.reduceat(self.places, starts) >= 0] = -1
         return [*map(int, found.tolist())]
+
+    def lies_in(self, regions: Regions) -> list[bool]:
+        """Say of each segment whether all of it lies in regions, which are in order."""
+        if not len(self.addresses):
+            return []
+        at = np.searchsorted(regions[:, 0], self.addresses, "right") - 1
+        inside = at >= 0
+        inside[inside] = self.addresses[inside] < regions[at[inside], 1]
+        found: list[bool] = np.logical_and.reduceat(inside, self.edges[:-1]).tolist()
+        return found
 
     def only(self, wanted: Sequence[bool]) -> Layout:
         """Return the layout of some of the segments."""

@@ -3,7 +3,8 @@
 ::
 
     while it runs     read all, 64 KiB at a time: is it in the repository? else it is laid aside
-    ═══ frozen ═══    read all once more, beside CRIU: only what nobody has seen is laid aside too
+    ═══ frozen ═══    read once more, beside CRIU, what was written since, or all where the kernel
+                      does not tell: only what nobody has seen is laid aside too
                       CRIU, and for what it was not shown we, say which pages there are: read what
                       was not read yet, or is code
     while it runs     store what was laid aside, if it was still there under the freeze
@@ -15,6 +16,7 @@ more than SPARE changed between the two looks.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
@@ -26,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import xxhash
 
 from pymigrate.checkpoint import archive, hidden_memory, images, memory_map
@@ -35,7 +38,8 @@ from pymigrate.checkpoint.repository import THREADS
 from pymigrate.checkpoint.repository_writer import Writer
 from pymigrate.checkpoint.snapshot import Member
 from pymigrate.runtime.errors import DumpFailed
-from pymigrate.runtime.memory import Memories, Memory
+from pymigrate.runtime.memory import Memories, Memory, Regions
+from pymigrate.runtime.write_tracking import WriteTracking
 
 SPARE = 256 << 20
 """Bytes that are laid aside in memory while the container runs, and as much under the freeze."""
@@ -136,6 +140,8 @@ class SnapshotMemory:
         self._buffers = threading.local()
         self._pool = ThreadPoolExecutor(THREADS)
         self._beside = ThreadPoolExecutor(1)  # looks with the others while CRIU is waited for
+        self._tracking = WriteTracking()
+        self._seen: dict[int, Mapping[int, Digest]] = {}  # by the newest look, while it runs
         self._still: Future[Still] | None = None
 
     # While it runs
@@ -143,6 +149,7 @@ class SnapshotMemory:
     def look(self, pids: Sequence[int]) -> None:
         """See what is in the repository already, and lay aside what is not."""
         images.prepare()
+        self._tracking.watch(pids)
         for _ in range(LOOKS):
             if not self._look_once(pids):
                 return
@@ -150,28 +157,32 @@ class SnapshotMemory:
     def _look_once(self, pids: Sequence[int]) -> bool:
         """Say whether more was found than could be laid aside: then much may have changed since."""
         stored = False
+        self._seen.clear()
         with Memories.of(pids) as memories:
-            for memory in memories.by_inner.values():
+            for inner, memory in memories.by_inner.items():
+                # First: what is written from now on may be read as it was before.
+                for area in memory.areas():
+                    self._tracking.begin(memory, area)
                 layout = Layout.of_running(memory)
+                seen: list[Digest | None] = []
                 batches = layout.batches()
                 while some := [*itertools.islice(batches, _TOGETHER)]:
-                    self._see_all(layout, memory, some)
+                    found = self._pool.map(functools.partial(self._see, layout, memory), some)
+                    seen += itertools.chain.from_iterable(found)
                     if self._aside.size >= SPARE:
                         self._store_aside()
                         stored = True
+                self._seen[inner] = _by_name(layout, seen)
         return stored
 
-    def _see_all(self, layout: Layout, memory: Memory, batches: Sequence[Batch]) -> None:
-        for _ in self._pool.map(lambda batch: self._see(layout, memory, batch), batches):
-            pass
-
-    def _see(self, layout: Layout, memory: Memory, batch: Batch) -> None:
+    def _see(self, layout: Layout, memory: Memory, batch: Batch) -> list[Digest | None]:
         into = self._buffer(batch)
         content = into[: layout.read(batch, memory, -1, into)]  # what is gone was not seen
+        digests = [*map(self._digest, batch.segments(content))]
         unseen = {
             digest: segment
-            for segment in batch.segments(content)
-            if (digest := self._digest(segment)) not in self._names and digest not in self._aside
+            for digest, segment in zip(digests, batch.segments(content), strict=True)
+            if digest not in self._names and digest not in self._aside
         }
         names = self._writer.known([*unseen.values()])
         for (digest, segment), name in zip(unseen.items(), names, strict=True):
@@ -179,6 +190,7 @@ class SnapshotMemory:
                 self._aside.put(digest, segment)
             else:
                 self._names[digest] = name
+        return _padded(digests, batch)
 
     def _store_aside(self) -> None:
         everything = self._aside.clear()
@@ -200,15 +212,27 @@ class SnapshotMemory:
         found: dict[int, Mapping[int, Digest]] = {}
         with Memories.of(pids) as memories:
             for inner, memory in memories.by_inner.items():
-                layout = Layout.of_areas(memory, memory.quiet_areas())
-                digests = self._read_all(layout, memory, -1)
+                areas = memory.quiet_areas()
+                layout = Layout.of_areas(memory, areas)
+                clean = [self._tracking.sort(memory, area)[0] for area in areas]
+                known = self._unwritten(inner, layout, clean)
+                rest = layout.only([digest is None for digest in known])
+                later = self._read_all(rest, memory, -1)
+                digests = [digest or next(later) for digest in known]
                 # What is gone was not seen: where all of it is wanted, it is read again.
-                found[inner] = {
-                    key: digest
-                    for key, digest in zip(layout.names(), digests, strict=True)
-                    if digest is not None
-                }
+                found[inner] = _by_name(layout, digests)
         return found
+
+    def _unwritten(
+        self, inner: int, layout: Layout, clean: Sequence[Regions]
+    ) -> Sequence[Digest | None]:
+        """Return what was seen of segments of which no page was written since."""
+        seen = self._seen.get(inner, {})
+        unwritten = layout.lies_in(np.concatenate(clean) if clean else np.zeros((0, 2), np.uint64))
+        return [
+            seen.get(name) if is_unwritten else None
+            for name, is_unwritten in zip(layout.names(), unwritten, strict=True)
+        ]
 
     def take(self, pids: Sequence[int], stage: Path, hidden: Sequence[Hidden]) -> None:
         """Lay aside what was not seen before. Raises DumpFailed if some of it cannot be read."""
@@ -252,8 +276,7 @@ class SnapshotMemory:
         def read(batch: Batch) -> list[Digest | None]:
             into = self._buffer(batch)
             content = into[: layout.read(batch, memory, file, into)]
-            found: list[Digest | None] = [*map(self._kept, batch.segments(content))]
-            return found + [None] * (len(batch.edges) - 1 - len(found))
+            return _padded([*map(self._kept, batch.segments(content))], batch)
 
         return itertools.chain.from_iterable(self._pool.map(read, layout.batches()))
 
@@ -298,6 +321,21 @@ class SnapshotMemory:
         self._beside.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
         self._aside.close()
+        self._tracking.close()
+
+
+def _padded(digests: Sequence[Digest], batch: Batch) -> list[Digest | None]:
+    """Add nothing for each segment that is gone."""
+    return [*digests, *[None] * (len(batch.edges) - 1 - len(digests))]
+
+
+def _by_name(layout: Layout, digests: Sequence[Digest | None]) -> dict[int, Digest]:
+    """Sort what was seen by what the segments are called; what is gone was not seen."""
+    return {
+        name: digest
+        for name, digest in zip(layout.names(), digests, strict=True)
+        if digest is not None
+    }
 
 
 def _slices(digests: Sequence[Digest]) -> Iterator[Sequence[Digest]]:

@@ -149,9 +149,7 @@ class Memory:
 
     def areas(self) -> list[Area]:
         """Return the mappings, by address; none of a process that is gone."""
-        text = self._maps()
-        self.has_rings = _RINGS in text
-        return parse_maps(text)
+        return parse_maps(self._maps())
 
     def quiet_areas(self) -> list[Area]:
         """Return those that do not change while it stands still, also under a dump; see `quiet`."""
@@ -159,9 +157,11 @@ class Memory:
 
     def _maps(self) -> str:
         try:
-            return Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8", errors="replace")
+            text = Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             return ""
+        self.has_rings = _RINGS in text
+        return text
 
     def pages(self, area: Area) -> Iterator[Range]:
         """Yield where an area has pages of its own, in memory or swapped out."""

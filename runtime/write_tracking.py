@@ -86,6 +86,11 @@ class WriteTracking:
         except OSError as error:
             return _unless_strange(error, memory, area)
 
+    def begin(self, memory: Memory, area: Area) -> None:
+        """Begin anew, for one who reads all of it."""
+        for _ in self.written(memory, area):
+            pass
+
     def sort(self, memory: Memory, area: Area) -> tuple[Regions, Iterable[Range]]:
         """Return where a frozen process has pages that were not written since, and others."""
         fd = self._descriptors.get(memory.pid, -1)

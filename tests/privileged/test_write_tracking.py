@@ -13,11 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pymigrate.checkpoint.page_layout import WINDOW
+from pymigrate.checkpoint.repository import Repository
+from pymigrate.checkpoint.repository_directory import Directory
+from pymigrate.checkpoint.repository_writer import writing
+from pymigrate.checkpoint.snapshot_memory import SnapshotMemory
 from pymigrate.runtime import tracee, userfault
 from pymigrate.runtime.memory import Memory, Range
 from pymigrate.runtime.write_tracking import WriteTracking, is_here
@@ -434,3 +440,33 @@ def test_what_was_not_written_is_not_read_again(
     }
     assert told == dict.fromkeys([*range(40), 50], Kind.SAME) | {7: Kind.CONTENT}
     assert not len(final[-1].runs)  # all was spoken of
+
+
+def test_a_snapshot_reads_under_the_freeze_what_was_written_since_it_looked(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = WINDOW // PAGE
+    start = program.area(*range(COUNT))
+    written_to = (start // PAGE + 20) // window  # the page and its neighbours are read as one
+    reads: list[Range] = []
+    read = Memory.read
+
+    def noted(self: Memory, ranges: Sequence[Range], into: memoryview) -> int:
+        reads.extend(ranges)
+        return read(self, ranges, into)
+
+    monkeypatch.setattr(Memory, "read", noted)
+    repository = Repository.open_or_make(Directory(tmp_path / "repository"))
+    with writing(repository) as writer, closing(SnapshotMemory(writer)) as memory:
+        memory.look([program.pid])
+        assert set(range(COUNT)) == numbers(reads, start)
+        program.do(f"ctypes.memset({start + 20 * PAGE}, 99, 1)")
+        os.kill(program.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
+        reads.clear()
+        memory.look_still([program.pid], tmp_path)
+        memory._beside.shutdown(wait=True)
+        os.kill(program.pid, signal.SIGCONT)
+
+    expected = {at for at in range(COUNT) if (start // PAGE + at) // window == written_to}
+    assert expected == numbers(reads, start)
