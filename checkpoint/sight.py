@@ -269,17 +269,28 @@ def process(pid: int, *, own_group: bool) -> Process | None:
 
 def _opened(base: str) -> Iterator[Opened]:
     for number in sorted(map(int, os.listdir(f"{base}/fd"))):  # noqa: PTH208
-        path = f"{base}/fd/{number}"
         try:
-            link = os.readlink(path)  # noqa: PTH115 - Path would normalise "pipe:[1]"
-            if link.startswith("anon_inode:"):
-                watches = _watches(f"{base}/fdinfo/{number}") if "inotify" in link else ()
-                yield Opened(number, link, watches=watches)
-                continue
-            status = os.stat(path)  # noqa: PTH116 - thousands of them
-            yield _of_file(base, number, link, status)
+            opened = next(filter(None, (_descriptor(base, number) for _ in range(_ATTEMPTS))), None)
         except _GONE:
             continue  # closed while we looked
+        if opened is not None:  # else it is another each time: what counts is seen by CRIU
+            yield opened
+
+
+def _descriptor(base: str, number: int) -> Opened | None:
+    """Look at one; None if it was another in the end than in the beginning.
+
+    A shell, say, has its own output again after each command: what is told of the one file is not
+    to be taken for the other's.
+    """
+    path = f"{base}/fd/{number}"
+    link = os.readlink(path)  # noqa: PTH115 - Path would normalise "pipe:[1]"
+    if link.startswith("anon_inode:"):
+        watches = _watches(f"{base}/fdinfo/{number}") if "inotify" in link else ()
+        opened = Opened(number, link, watches=watches)
+    else:
+        opened = _of_file(base, number, link, os.stat(path))  # noqa: PTH116 - thousands of them
+    return opened if os.readlink(path) == link else None  # noqa: PTH115
 
 
 def _of_file(base: str, number: int, link: str, status: os.stat_result) -> Opened:
