@@ -259,7 +259,7 @@ def hold(
     try:
         if hidden_memory.fits(held.hidden, images):
             return held
-    except BaseException:
+    except BaseException:  # nobody has it yet who would let CRIU go
         held.abandon()
         raise
     # Of a mapping that was hidden and would not come later pages were lost: once more, all shown.

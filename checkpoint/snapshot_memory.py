@@ -152,7 +152,8 @@ class SnapshotMemory:
         self._tracking.watch(pids)
         for _ in range(LOOKS):
             if not self._look_once(pids):
-                return
+                break
+        self._tracking.mistrust()
 
     def _look_once(self, pids: Sequence[int]) -> bool:
         """Say whether more was found than could be laid aside: then much may have changed since."""

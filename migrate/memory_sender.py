@@ -156,6 +156,7 @@ class MemorySender:
         with Memories.of(pids) as memories:
             self._begin(self._walk(memories, Stage.EARLY))
             self._await(lambda: self._has_gone)
+        self._tracking.mistrust()
         started = time.monotonic()
         self._await(lambda: self._pace.all_taken)
         self.sent.sending += time.monotonic() - started

@@ -19,12 +19,14 @@ _SYSCALL, _CONT, _DETACH = 24, 7, 17
 _GETREGSET, _SETREGSET = 0x4204, 0x4205
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _GETSIGMASK, _SETSIGMASK = 0x420A, 0x420B
+_GET_RSEQ_CONFIGURATION = 0x420F
 _TRACESYSGOOD, _SUSPEND_SECCOMP = 1, 1 << 21
 _EVENT_STOP = 128
 _NT_PRSTATUS = 1
 _WALL = 0x40000000  # include/uapi/linux/wait.h
 
 _REGISTERS = struct.Struct("=27Q")  # struct user_regs_struct
+_RSEQ = struct.Struct("=Q3I4x")  # struct ptrace_rseq_configuration: pointer size signature flags
 _NAMES = (
     *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx"),
     *("rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base"),
@@ -125,3 +127,16 @@ def set_signal_mask(tid: int, mask: int) -> None:
     """Change which signals a stopped thread blocks."""
     value = ctypes.c_uint64(mask)
     _ptrace(_SETSIGMASK, tid, ctypes.sizeof(value), ctypes.addressof(value))
+
+
+def rseq_pointer(tid: int) -> int:
+    """Return where a stopped thread has its struct rseq; 0 if it has registered none."""
+    buffer = ctypes.create_string_buffer(_RSEQ.size)
+    try:
+        _ptrace(_GET_RSEQ_CONFIGURATION, tid, _RSEQ.size, ctypes.addressof(buffer))
+    except OSError as error:
+        if error.errno == errno.EIO:  # a kernel without restartable sequences
+            return 0
+        raise
+    pointer: int = _RSEQ.unpack(buffer.raw)[0]
+    return pointer

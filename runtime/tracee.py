@@ -5,6 +5,7 @@ the program sees nothing but what it sees of any stop (signal(7): epoll_wait() a
 then return EINTR, as they do after a freeze)::
 
     seize, interrupt    all threads stand: none forks or executes with the descriptor meanwhile
+    amid a sequence?    rseq(2): the kernel would not see that it was interrupted; not now, then
     block signals       a handler would run on registers that are not its thread's
     userfaultfd()       by a system call instruction in the vDSO; seccomp filters are suspended
     pidfd_getfd()       the descriptor is ours
@@ -28,8 +29,10 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from pymigrate.runtime import ptrace, syscalls
 
@@ -44,6 +47,9 @@ _INSTRUCTION = b"\x0f\x05"  # syscall
 _USERFAULTFD, _CLOSE = 323, 3  # arch/x86/entry/syscalls/syscall_64.tbl
 _USER_MODE_ONLY = 1  # include/uapi/linux/userfaultfd.h: what processes without rights may have
 _ALL = (1 << 64) - 1
+_POINTER = struct.Struct("=Q")
+_RSEQ_CS = 8  # where struct rseq has it: include/uapi/linux/rseq.h
+_SEQUENCE = struct.Struct("=2I3Q")  # struct rseq_cs: version flags start_ip length abort_ip
 
 
 class Stubborn(Exception):
@@ -57,6 +63,25 @@ def userfaultfd_of(pid: int) -> int:
     """
     if syscalls.MACHINE not in MACHINES:
         raise Stubborn(f"not written for {syscalls.MACHINE}")
+    found: list[int | Exception] = []
+
+    def trace() -> None:
+        try:
+            found.append(_userfaultfd_of(pid))
+        except (Stubborn, OSError) as error:
+            found.append(error)
+
+    # By a thread of its own: what it still traces at its end, as a thread that did not stop in
+    # time, and does later, the kernel lets go then.
+    tracer = threading.Thread(target=trace)
+    tracer.start()
+    tracer.join()
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _userfaultfd_of(pid: int) -> int:
     instruction = _find_instruction(pid)
     deadline = time.monotonic() + PATIENCE
     stopped: list[int] = []
@@ -64,7 +89,6 @@ def userfaultfd_of(pid: int) -> int:
         _stop_all(pid, stopped, deadline)
         return _borrow(pid, instruction)
     finally:
-        # Threads that did not stop in time are let go by the kernel when this program ends.
         for tid in stopped:
             _let_go(tid)
 
@@ -133,6 +157,23 @@ def _borrow(pid: int, instruction: int) -> int:
         thread.put_back()
 
 
+def is_amid_sequence(at: int, rseq: int, memory: BinaryIO) -> bool:
+    """Say whether a thread stands within a restartable sequence.
+
+    The kernel has it begin anew if it finds it there when it lets it run on, and forgets of the
+    sequence if it runs anything else first, as ours (kernel: rseq_ip_fixup() in kernel/rseq.c).
+    """
+    if not rseq:
+        return False
+    memory.seek(rseq + _RSEQ_CS)
+    (sequence,) = _POINTER.unpack(memory.read(_POINTER.size))
+    if not sequence:
+        return False
+    memory.seek(sequence)
+    _, _, start, length, _ = _SEQUENCE.unpack(memory.read(_SEQUENCE.size))
+    return bool(start <= at < start + length)
+
+
 class _Borrowed:
     """A stopped thread that makes system calls for us."""
 
@@ -140,6 +181,9 @@ class _Borrowed:
         self._tid = tid
         self._instruction = instruction
         self._before = ptrace.registers(tid)
+        with Path(f"/proc/{tid}/mem").open("rb", buffering=0) as memory:
+            if is_amid_sequence(self._before["rip"], ptrace.rseq_pointer(tid), memory):
+                raise Stubborn(f"thread {tid} is amid a restartable sequence")
         self._mask = ptrace.signal_mask(tid)
         self._was_stopped = False
         ptrace.set_signal_mask(tid, _ALL)

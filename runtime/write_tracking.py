@@ -7,18 +7,22 @@ step (admin-guide/mm/pagemap.rst, admin-guide/mm/userfaultfd.rst). The descripto
 the process itself, see ``tracee.py``.
 
 It fails to the safe side: memory that is new, was moved or belongs to a process that could not be
-asked counts as written. So does all memory of a process with rings of asynchronous I/O: what the
-kernel reads into pages that it holds on to is no write of the process.
+asked counts as written. So does all memory of a process into which a device may still write what
+was asked for before: one with rings of asynchronous I/O, or with files open past the page cache
+(O_DIRECT). Pages that the kernel holds on to for that are written without any fault.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +33,8 @@ from pymigrate.runtime.memory import Area, Memory, Range, Regions
 
 _NOWHERE: Regions = np.zeros((0, 2), np.uint64)
 _PROGRAM = (sys.executable, "-I", "-m", tracee.__name__)
-_PATIENCE = 5.0  # seconds for all processes to be asked
+_FLAGS = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
+_PATIENCE = 5.0  # seconds for one process to be asked
 
 _UNTRACKED = (errno.EBUSY, errno.EINVAL, errno.ENOMEM, errno.EPERM, errno.ESRCH, errno.ENOTTY)
 
@@ -47,7 +52,8 @@ class WriteTracking:
 
         Nothing is wrong with those that cannot be watched: all they have counts as written.
         """
-        fresh = sorted(set(pids) - self._asked)
+        self.mistrust()
+        fresh = sorted(pid for pid in set(pids) - self._asked if not _reads_directly(pid))
         if not fresh or not is_here():
             return
         self._asked.update(fresh)
@@ -60,6 +66,15 @@ class WriteTracking:
                     raise
             else:
                 self._descriptors[pid] = fd
+
+    def mistrust(self) -> None:
+        """Watch no more who has files open past the page cache.
+
+        To be called before and after one has looked: a device that wrote into a page after it was
+        protected, and even after it was read, did so for a file that was open then.
+        """
+        for pid in [pid for pid in self._descriptors if _reads_directly(pid)]:
+            os.close(self._descriptors.pop(pid))
 
     def written(self, memory: Memory, area: Area) -> Iterable[Range]:
         """Return where pages were written since the last time, all at the first; begin anew.
@@ -126,6 +141,26 @@ class WriteTracking:
 def is_here() -> bool:
     """Say whether this kernel can do it, and we can on this machine."""
     return syscalls.MACHINE in tracee.MACHINES and userfault.is_here(userfault.WP_ASYNC)
+
+
+def _reads_directly(pid: int) -> bool:
+    """Say whether a process has a file or a disk open with O_DIRECT; also if it cannot be told."""
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as found:
+            return any(_is_direct(pid, each) for each in found)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _is_direct(pid: int, descriptor: os.DirEntry[str]) -> bool:
+    try:
+        mode = descriptor.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            return False
+        facts = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # closed while we looked
+    return bool(int(_FLAGS.findall(facts)[0], 8) & os.O_DIRECT)
 
 
 def _unless_strange(error: OSError, memory: Memory, area: Area) -> Iterable[Range]:

@@ -6,14 +6,16 @@ The process is one of ours that does what it is told, line by line, in Python.
 from __future__ import annotations
 
 import errno
+import io
 import mmap
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -282,16 +284,32 @@ def test_memory_of_another_userfaultfd_counts_as_written(
         os.close(other)
 
 
-@pytest.mark.parametrize("rings", [False, True])
-def test_with_rings_of_asynchronous_io_all_counts_as_written(
-    program: Program, memory: Memory, tracking: WriteTracking, rings: bool
+SET_UP_RING = "libc.syscall(206, 8, ctypes.byref(ctypes.c_ulong()))"  # io_setup(2)
+OPEN_DIRECTLY = "globals().update(FILE=os.open({path!r}, os.O_CREAT | os.O_DIRECT | os.O_RDWR))"
+OPEN_PIPE = "globals().update(PIPE=os.pipe2(os.O_DIRECT))"  # its writes are kept apart, no more
+
+
+@pytest.mark.parametrize(
+    ("line", "is_trusted"),
+    [("0", True), (OPEN_PIPE, True), (SET_UP_RING, False), (OPEN_DIRECTLY, False)],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_where_a_device_may_still_write_all_counts_as_written(
+    program: Program, tmp_path: Path, line: str, is_trusted: bool, begun: bool
 ) -> None:
+    line = line.format(path=str(tmp_path / "file"))
     start = program.area(1, 2)
-    if rings:
-        setup = "ctypes.byref(ctypes.c_ulong())"
-        assert program.do(f"libc.syscall(206, 8, {setup})") == "0"  # io_setup(2)
-    assert {1, 2} == written(tracking, memory, start)
-    assert ((set(), {1, 2}) if rings else ({1, 2}, set())) == clean(tracking, memory, start)
+    with WriteTracking() as tracking, closing(Memory.open(program.pid)) as memory:
+        if not begun:
+            program.do(line)
+        tracking.watch([program.pid])
+        assert {1, 2} == written(tracking, memory, start)
+        if begun:
+            program.do(line)
+            tracking.mistrust()
+        assert (({1, 2}, set()) if is_trusted else (set(), {1, 2})) == clean(
+            tracking, memory, start
+        )
 
 
 # What the process sees of it
@@ -347,6 +365,74 @@ def test_threads_stand_still_and_go_on(program: Program) -> None:
     assert program.do("RUNS.clear()") == "None"
 
 
+def test_a_process_that_does_not_stop_goes_on(program: Program) -> None:
+    """Who waits for a child of vfork() cannot be stopped; once it could, nobody holds it."""
+    program.begin("libc.syscall(56, 0x4000 | 17, 0, 0, 0, 0)")  # clone(2), CLONE_VFORK | SIGCHLD
+    assert program.answer() == "0"  # says the child
+    with pytest.raises(tracee.Stubborn, match="does not stop"):
+        tracee.userfaultfd_of(program.pid)
+    program.begin("os._exit(0)")
+    assert int(program.answer()) > 0
+    assert program.do("1 + 1") == "2"
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"), [(0x0FFF, False), (0x1000, True), (0x101F, True), (0x1020, False)]
+)
+def test_who_is_amid_a_restartable_sequence_is_known(at: int, expected: bool) -> None:
+    """It is begun anew only by a kernel that finds it there: include/uapi/linux/rseq.h."""
+    memory = bytearray(512)
+    struct.pack_into("=2IQ", memory, 64, 0, 0, 256)  # struct rseq: where the sequence is told
+    struct.pack_into("=2I3Q", memory, 256, 0, 0, 0x1000, 0x20, 0x2000)
+    assert expected == tracee.is_amid_sequence(at, 64, io.BytesIO(memory))
+    assert not tracee.is_amid_sequence(at, 0, io.BytesIO(memory))
+    struct.pack_into("=2IQ", memory, 64, 0, 0, 0)
+    assert not tracee.is_amid_sequence(at, 64, io.BytesIO(memory))
+
+
+def test_a_sequence_is_begun_anew_however_often_it_is_interrupted(program: Program) -> None:
+    """It counts, and counts from the start once more whenever it was interrupted."""
+    count, times = 1 << 21, 1000
+    # mov rax, descriptor; mov [rdi + 8], rax; start: xor eax, eax; loop: inc eax; cmp eax, count;
+    # jne loop; end: mov qword [rdi + 8], 0; ret; signature; abort: inc dword [rsi]; jmp first
+    prepare = "b'\\x48\\xb8' + struct.pack('=Q', TOLD) + b'\\x48\\x89\\x47\\x08'"
+    body = f"b'\\x31\\xc0' + b'\\xff\\xc0' + b'\\x3d' + struct.pack('=I', {count}) + b'\\x75\\xf7'"
+    finish = "b'\\x48\\xc7\\x47\\x08\\0\\0\\0\\0\\xc3'"
+    program.do("globals().update(struct=__import__('struct'))")
+    program.do("globals().update(CODE=libc.mmap(None, PAGE, 7, 0x22, -1, 0))")
+    program.do("globals().update(TOLD=CODE + 1024)")
+    program.do(f"globals().update(FIRST={prepare}, BODY={body}, LAST={finish})")
+    program.do("globals().update(ABORT=len(FIRST) + len(BODY) + len(LAST) + 4)")
+    program.do(
+        "globals().update(BACK=b'\\xff\\x06\\xe9' + struct.pack('=i', -(ABORT + 7)),"
+        " SIGNATURE=struct.pack('=I', 0x53053053))"
+    )
+    program.do("ctypes.memmove(CODE, FIRST + BODY + LAST + SIGNATURE + BACK, ABORT + 7)")
+    program.do(
+        "ctypes.memmove(TOLD, struct.pack('=2I3Q', 0, 0, CODE + len(FIRST), len(BODY),"
+        " CODE + ABORT), 32)"
+    )
+    # glibc has registered one for each thread: where, tells __rseq_offset from the thread's own.
+    program.do("globals().update(OFFSET=ctypes.c_ssize_t.in_dll(libc, '__rseq_offset').value)")
+    program.do("globals().update(SELF=ctypes.c_void_p.from_address)")
+    program.do("globals().update(BASE=ctypes.c_ulong())")
+    assert program.do("libc.syscall(158, 0x1003, ctypes.byref(BASE))") == "0"  # ARCH_GET_FS
+    program.do("globals().update(ABORTED=ctypes.c_uint())")
+    run = "ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(CODE)"
+    program.do(f"globals().update(RUN={run})")
+    one = "RUN(BASE.value + OFFSET, ctypes.addressof(ABORTED))"
+    program.begin(f"[{one} for _ in range({times})].count({count})")
+    stubborn = 0
+    for _ in range(100):
+        try:
+            os.close(tracee.userfaultfd_of(program.pid))
+        except tracee.Stubborn:
+            stubborn += 1
+    assert stubborn
+    assert program.answer() == str(times)
+    assert int(program.do("ABORTED.value")) > 0
+
+
 def test_a_stopped_process_stays_stopped(program: Program) -> None:
     program.do("0")
     os.kill(program.pid, signal.SIGSTOP)
@@ -397,18 +483,31 @@ def test_who_is_gone_is_not_tracked() -> None:
 # A move of it
 
 
-def test_what_was_not_written_is_not_read_again(
-    program: Program, memory: Memory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = program.area(*range(40))
-    reads: list[Range] = []
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
+    """Note what is read of any process."""
+    found: list[Range] = []
     read = Memory.read
 
     def noted(self: Memory, ranges: Sequence[Range], into: memoryview) -> int:
-        reads.extend(ranges)
+        found.extend(ranges)
         return read(self, ranges, into)
 
     monkeypatch.setattr(Memory, "read", noted)
+    return found
+
+
+@contextmanager
+def standing(program: Program) -> Iterator[None]:
+    """Have it stand still."""
+    os.kill(program.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
+    yield
+    os.kill(program.pid, signal.SIGCONT)
+
+
+def test_what_was_not_written_is_not_read_again(program: Program, reads: list[Range]) -> None:
+    start = program.area(*range(40))
     with talking(ahead=True) as (sender, target, _):
         sender.round([program.pid])
         assert set(range(40)) == numbers(reads, start)
@@ -418,15 +517,13 @@ def test_what_was_not_written_is_not_read_again(
         assert {3, 50} == numbers(reads, start)
 
         program.do(f"ctypes.memset({start + 7 * PAGE}, 99, 1)")
-        os.kill(program.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
         reads.clear()
         begun = len(target.batches)
-        sender.freeze([program.pid])
-        sender.begin()
-        target.news.put(pages.news(News.ATTACHED, value=1))
-        sender.wait()
-        os.kill(program.pid, signal.SIGCONT)
+        with standing(program):
+            sender.freeze([program.pid])
+            sender.begin()
+            target.news.put(pages.news(News.ATTACHED, value=1))
+            sender.wait()
 
     assert {7} == numbers(reads, start)
     final = target.batches[begun:]
@@ -443,30 +540,20 @@ def test_what_was_not_written_is_not_read_again(
 
 
 def test_a_snapshot_reads_under_the_freeze_what_was_written_since_it_looked(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Program, tmp_path: Path, reads: list[Range]
 ) -> None:
     window = WINDOW // PAGE
     start = program.area(*range(COUNT))
     written_to = (start // PAGE + 20) // window  # the page and its neighbours are read as one
-    reads: list[Range] = []
-    read = Memory.read
-
-    def noted(self: Memory, ranges: Sequence[Range], into: memoryview) -> int:
-        reads.extend(ranges)
-        return read(self, ranges, into)
-
-    monkeypatch.setattr(Memory, "read", noted)
     repository = Repository.open_or_make(Directory(tmp_path / "repository"))
     with writing(repository) as writer, closing(SnapshotMemory(writer)) as memory:
         memory.look([program.pid])
         assert set(range(COUNT)) == numbers(reads, start)
         program.do(f"ctypes.memset({start + 20 * PAGE}, 99, 1)")
-        os.kill(program.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
         reads.clear()
-        memory.look_still([program.pid], tmp_path)
-        memory._beside.shutdown(wait=True)
-        os.kill(program.pid, signal.SIGCONT)
+        with standing(program):
+            memory.look_still([program.pid], tmp_path)
+            memory._beside.shutdown(wait=True)
 
     expected = {at for at in range(COUNT) if (start // PAGE + at) // window == written_to}
     assert expected == numbers(reads, start)
