@@ -15,7 +15,8 @@ then return EINTR, as they do after a freeze)::
 
 Were the tracer killed in between, the thread would run on with the wrong registers. So this runs
 as a program of its own, in a session of its own, that does nothing else and ends: ``python -m
-pymigrate.runtime.tracee SOCKET PID...``. For each PID it sends an errno, 0 with a descriptor.
+pymigrate.runtime.tracee SOCKET PATIENCE PID...``. For each PID it sends an errno, 0 with a
+descriptor.
 
 What cannot be stopped soon, runs 32-bit code or is of another architecture is left as it is.
 """
@@ -41,7 +42,8 @@ ANSWER = struct.Struct("=ii")
 
 MACHINES = ("x86_64",)
 """Architectures whose registers and system calls are written here."""
-PATIENCE = 0.05  # seconds for a process to stand still
+PATIENCE = 0.05
+"""Seconds for all of a process to stand still; who does not is let go, and not tracked."""
 _CERTAIN = 10.0  # seconds for what cannot fail, but by a kill
 _INSTRUCTION = b"\x0f\x05"  # syscall
 _USERFAULTFD, _CLOSE = 323, 3  # arch/x86/entry/syscalls/syscall_64.tbl
@@ -114,11 +116,10 @@ def _stop_all(pid: int, stopped: list[int], deadline: float) -> None:
     )
     seen: set[int] = set()
     while fresh := _threads(pid) - seen:
-        for tid in sorted(fresh):
-            seen.add(tid)
+        seen |= fresh
+        # All are told before any is waited for: those that stand leave the CPUs to the others.
+        for tid in [tid for tid in sorted(fresh) if _is_told_to_stop(tid, unfiltered=filtered)]:
             try:
-                ptrace.seize(tid, unfiltered=filtered)
-                ptrace.interrupt(tid)
                 reason = ptrace.wait(tid, deadline)
             except ProcessLookupError:
                 continue  # this thread has ended
@@ -127,6 +128,15 @@ def _stop_all(pid: int, stopped: list[int], deadline: float) -> None:
             stopped.append(tid)
             if reason != ptrace.STOPPED:
                 raise Stubborn(f"thread {tid} stopped for another reason: {reason:#x}")
+
+
+def _is_told_to_stop(tid: int, *, unfiltered: bool) -> bool:
+    try:
+        ptrace.seize(tid, unfiltered=unfiltered)
+        ptrace.interrupt(tid)
+    except ProcessLookupError:
+        return False  # this thread has ended
+    return True
 
 
 def _threads(pid: int) -> set[int]:
@@ -235,4 +245,5 @@ def serve(channel: socket.socket, pids: list[int]) -> None:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as open_channel:
-        serve(open_channel, [int(each) for each in sys.argv[2:]])
+        PATIENCE = float(sys.argv[2])
+        serve(open_channel, [int(each) for each in sys.argv[3:]])

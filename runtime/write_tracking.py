@@ -176,7 +176,7 @@ def _ask(pids: Sequence[int]) -> Iterator[tuple[int, int]]:
     with ours:
         with theirs:
             child = subprocess.Popen(
-                [*_PROGRAM, str(theirs.fileno()), *map(str, pids)],
+                [*_PROGRAM, str(theirs.fileno()), str(tracee.PATIENCE), *map(str, pids)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # who ends us must not end it amid its work
