@@ -11,7 +11,8 @@ from typing import cast
 
 import xxhash
 
-from pymigrate.checkpoint import archive, filling, memory_map, seekable
+from pymigrate.checkpoint import archive, memory_map, seekable
+from pymigrate.checkpoint.fill_words import Plan
 from pymigrate.checkpoint.lazily import Skeleton, Told, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
@@ -117,7 +118,7 @@ class FromArchive:
 
 
 @contextmanager
-def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[ArchivePages]:
+def opened(plan: Plan, descriptors: Sequence[int]) -> Iterator[ArchivePages]:
     """Open an archive again, as its filler."""
     (descriptor,) = descriptors
     path = Path(str(plan["path"]))
@@ -130,4 +131,6 @@ def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[ArchivePa
 
 
 if __name__ == "__main__":
+    from pymigrate.checkpoint import filling  # the command, which imports us, needs nothing of it
+
     sys.exit(filling.run(opened))

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pymigrate.checkpoint import criu, diagnosis, hidden_memory, preload
+from pymigrate.checkpoint import criu, diagnosis, hidden_memory, own_network, preload
 from pymigrate.checkpoint.hidden_memory import Hidden
 from pymigrate.checkpoint.images import prepare as load_messages
 from pymigrate.checkpoint.manifest import Manifest
@@ -168,8 +168,8 @@ def prepare(container: Container, *, inside: bool = False, lazy: bool = False) -
     _software()
     init = container.state().init
     inode = None
-    if inside and init is not None and can_be_inside(container):
-        inode = _network_of(init.pid)
+    if inside and init is not None and own_network.can_be_inside(container):
+        inode = own_network.network_of(init.pid)
     with ExitStack() as undo:
         table = None
         if lazy:
@@ -193,25 +193,6 @@ def prepare(container: Container, *, inside: bool = False, lazy: bool = False) -
     return PreparedDump(
         session, table, inside=inode is not None and namespaces.is_in_network(session.pid, inode)
     )
-
-
-def can_be_inside(container: Container) -> bool:
-    """Say whether CRIU may sit in the container's network: it is ours, and needs no lock."""
-    ours = container.record.network.is_own and not container.spec.private("user")
-    return ours and criu.find().number >= SKIPS_SINCE
-
-
-def _network_of(pid: int) -> int:
-    return Path(f"/proc/{pid}/ns/net").stat().st_ino
-
-
-def _has_one_network(container: Container, init: int) -> bool:
-    """Say whether a frozen container has no other network than its own, in use or kept."""
-    ours = _network_of(init)
-    if any(_network_of(pid) != ours for pid in container.cgroup.pids()):
-        return False
-    mounts = Path(f"/proc/{init}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    return " - nsfs " not in mounts
 
 
 def _refuse_what_cannot_come_back(container: Container) -> None:
@@ -281,7 +262,7 @@ def _hold(
     if init is None:
         raise WrongState(f"{container.name} has no processes to write down")
     prepared = prepared or prepare(container, inside=options.inside, lazy=options.lazy)
-    if prepared.inside and not _has_one_network(container, init.pid):
+    if prepared.inside and not own_network.is_the_only_one(container, init.pid):
         prepared.close()
         prepared = prepare(container, lazy=prepared.hides)
     with ExitStack() as opened:

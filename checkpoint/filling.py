@@ -26,9 +26,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 from pymigrate.checkpoint.early_pages import Keeper
+from pymigrate.checkpoint.fill_words import (
+    ATTACHED,
+    BEGIN,
+    FAILED,
+    MAX_DESCRIPTORS,
+    READY,
+    REPORT_FD,
+    Pages,
+    Plan,
+)
 from pymigrate.checkpoint.memory_map import BLOCK, Extent, PageFile
 from pymigrate.checkpoint.pager import PAGE, Pager
 from pymigrate.runtime import lock, syscalls
@@ -38,12 +48,6 @@ from pymigrate.runtime.host import Host
 from pymigrate.runtime.supervision import Supervision, SupervisorEnded
 
 PROCESS_NAME = "pymigrate-fill"
-REPORT_FD = 3
-BEGIN = b"\n"
-"""What comes before the plan, with the descriptors."""
-
-READY, ATTACHED, FAILED = "ready", "attached", "failed"
-MAX_DESCRIPTORS = 4
 THREADS = 2
 AHEAD = 4  # blocks that are fetched before they can be placed
 CALM = 0.02
@@ -55,22 +59,8 @@ ends.
 
 AROUND = 16  # pages of zeros that go with a wanted one
 
-Plan = Mapping[str, object]
-"""What a filler is told: the container's ``directory`` and what its `Pages` need."""
-
-Opened = Callable[[Plan, Sequence[int]], AbstractContextManager["Pages"]]
+Opened = Callable[[Plan, Sequence[int]], AbstractContextManager[Pages]]
 """Opens what is read, by what was told and the descriptors that came with it."""
-
-
-class Pages(Protocol):
-    """Where the memory of a checkpoint is read from; used by several threads."""
-
-    @property
-    def files(self) -> Sequence[PageFile]:
-        """The files of pages."""
-
-    def block(self, file: PageFile, number: int) -> bytes:
-        """Return a block of a file, verified. Raises BadArchive, or what hinders the reading."""
 
 
 class _Processes:

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pymigrate.checkpoint import filling
-from pymigrate.checkpoint.filling import Pages
+from pymigrate.checkpoint import fill_words
+from pymigrate.checkpoint.fill_words import Pages
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, clipped
 from pymigrate.runtime import userfault
@@ -91,7 +91,7 @@ class Filler:
         """Have it begin, for the container in this directory. Raises RestoreFailed."""
         plan = {**told.plan, "directory": str(directory)}
         try:
-            socket.send_fds(self._connection, [filling.BEGIN], told.descriptors)
+            socket.send_fds(self._connection, [fill_words.BEGIN], told.descriptors)
             self._connection.sendall(json.dumps(plan).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError) as error:
             raise RestoreFailed("the process that brings the memory was killed") from error
@@ -123,9 +123,9 @@ class Filler:
             raise RestoreFailed("the process that brings the memory was killed") from error
         line, _, self._unread = self._unread.partition(b"\n")
         said, more = json.loads(line)
-        if said == filling.FAILED:
+        if said == fill_words.FAILED:
             raise RestoreFailed(f"the process that brings the memory failed: {more}")
-        self._is_attached = said == filling.ATTACHED
+        self._is_attached = said == fill_words.ATTACHED
         return str(said)
 
 

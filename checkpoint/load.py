@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from pymigrate.checkpoint import archive, filling, lazily, restore
+from pymigrate.checkpoint import archive, fill_words, lazily, restore
 from pymigrate.checkpoint.archive_pages import FromArchive
 from pymigrate.checkpoint.lazily import Skeleton
 from pymigrate.checkpoint.manifest import Manifest
@@ -164,13 +164,13 @@ def _hold_lazily(
         restore.prepare(container) as prepared,
     ):
         filler.tell(container.directory, skeleton.complete())
-        filler.await_word(filling.READY)
+        filler.await_word(fill_words.READY)
         try:
             pid = restore.hold(container, images, replace(options, lazy=True), prepared)
         except PymigrateError:
             filler.check()  # when it fails, it has everything killed that CRIU has made
             raise
-        filler.await_word(filling.ATTACHED)
+        filler.await_word(fill_words.ATTACHED)
     return pid
 
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pymigrate.checkpoint import criu, diagnosis
-from pymigrate.checkpoint.dump import can_be_inside
+from pymigrate.checkpoint.own_network import can_be_inside
 from pymigrate.checkpoint.requests import (
     RESTORE_LOG,
     SKIPS_SINCE,

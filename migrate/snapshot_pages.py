@@ -17,7 +17,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pymigrate.checkpoint import archive, filling, memory_map, new_file
+from pymigrate.checkpoint import archive, memory_map, new_file
+from pymigrate.checkpoint.fill_words import Plan
 from pymigrate.checkpoint.lazily import Skeleton, Told, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
@@ -202,7 +203,7 @@ def _checked(name: str) -> PurePosixPath:
 
 
 @contextmanager
-def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[SnapshotPages]:
+def opened(plan: Plan, descriptors: Sequence[int]) -> Iterator[SnapshotPages]:
     """Open a repository again, as its filler; no chunk goes away meanwhile."""
     (descriptor,) = descriptors
     where = str(plan["where"])
@@ -225,4 +226,6 @@ def opened(plan: filling.Plan, descriptors: Sequence[int]) -> Iterator[SnapshotP
 
 
 if __name__ == "__main__":
+    from pymigrate.checkpoint import filling  # the command, which imports us, needs nothing of it
+
     sys.exit(filling.run(opened))

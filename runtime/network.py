@@ -49,6 +49,8 @@ __all__ = [
 ALIAS = "pymigrate"
 _FRESH = "pymnew-"  # how they are called until they are ready
 _PACKET_BYTES = 2048
+ANSWER_SECONDS = 0.2
+"""For three probes to be answered; a neighbour that is awake needs a millisecond."""
 _FORWARDING_SECONDS = 2.0
 _LARGEST_SEGMENT = 66 * 1024  # GSO_LEGACY_MAX_SIZE of the kernel, with headers
 
@@ -387,7 +389,7 @@ def announce(netns_fd: int, settings: Settings, times: int = 3) -> None:
 
 
 def address_in_use(
-    settings: Settings, *, except_mac: str | None = None, timeout: float = 0.3
+    settings: Settings, *, except_mac: str | None = None, timeout: float = ANSWER_SECONDS
 ) -> bool:
     """Tell whether someone on the host's bridge, or the host itself, has the address.
 
@@ -397,7 +399,7 @@ def address_in_use(
     return bool(address_holders(settings, timeout) - {except_mac})
 
 
-def address_holders(settings: Settings, timeout: float = 0.3) -> frozenset[str]:
+def address_holders(settings: Settings, timeout: float = ANSWER_SECONDS) -> frozenset[str]:
     """Return the MAC addresses that answer for the address; waits ``timeout`` seconds if none.
 
     No bridge means no network and so nobody. An interface of this host counts with its own.

@@ -22,7 +22,7 @@ import pytest
 from pymigrate.checkpoint import archive_pages, filling, lazily, load
 from pymigrate.checkpoint.archive import Archive
 from pymigrate.checkpoint.archive_pages import ArchivePages
-from pymigrate.checkpoint.filling import Plan
+from pymigrate.checkpoint.fill_words import Plan
 from pymigrate.checkpoint.lazily import Filler
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
 from pymigrate.checkpoint.page_places import PagePlaces

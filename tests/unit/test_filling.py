@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import queue
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from pymigrate.checkpoint import filling, lazily
+from pymigrate.checkpoint import fill_words, filling, lazily
 from pymigrate.checkpoint.memory_map import BLOCK, PAGE, Extent, PageFile, clipped
 from pymigrate.checkpoint.pager import SOCKET, Pager
 from pymigrate.checkpoint.space import Space
@@ -192,11 +194,59 @@ def test_why_it_failed_is_found_behind_all_that_it_said_before(lines: tuple[byte
 
 def test_an_end_is_a_failure_only_before_it_has_all_processes() -> None:
     whole = heard(READY, ATTACHED)
-    whole.await_word(filling.ATTACHED)
+    whole.await_word(fill_words.ATTACHED)
     whole.check()
     whole._connection.close()
     cut = heard(READY)
-    cut.await_word(filling.READY)
+    cut.await_word(fill_words.READY)
     with pytest.raises(RestoreFailed, match="killed"):
         cut.check()
     cut._connection.close()
+
+
+class Played:
+    """A pager that places nothing, and pages that are noted as they are read."""
+
+    is_alone = False
+    files = (PageFile("pages-2.img", 3 * BLOCK, INNER, (Extent(0, 0, 3 * BLOCK),), ()),)
+
+    def __init__(self) -> None:
+        self.read: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.placed: list[tuple[int, int]] = []
+
+    def block(self, file: PageFile, number: int) -> bytes:
+        self.read.put(number)
+        return bytes(file.length(number))
+
+    def fill(self, _inner: int, address: int, content: memoryview) -> None:
+        self.placed.append((address, len(content)))
+
+    def check(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def test_nothing_is_fetched_ahead_while_somebody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "CALM", 10_000.0)
+    made = filling.Filling(tmp_path, Keeper(), lambda: None)
+    made.close()
+    played = Played()
+    made._pager = played  # type: ignore[assignment]
+    thread = threading.Thread(target=made.run, args=(played,))
+    thread.start()
+    made._hear_attached(1)
+    first, second = BLOCK + PAGE, 2 * BLOCK + PAGE
+    for _ in range(2):  # the second is heard only by one who has nothing else to do
+        made._heard.put((INNER, first))
+        assert played.read.get() == 1
+    assert played.read.empty()
+    monkeypatch.setattr(filling, "CALM", 0.0)
+    made._heard.put((INNER, second))
+    thread.join()
+    assert [played.read.get(), played.read.get()] == [2, 0]
+    assert played.read.empty()
+    one, whole = [(first, PAGE)], [(BLOCK, BLOCK)]
+    rest = [(second, PAGE), (2 * BLOCK, BLOCK), (0, BLOCK)]
+    assert played.placed == [*one, *whole, *one, *rest]

@@ -1,0 +1,110 @@
+"""Chunks are found by their whole names; where they are is handed on without loss."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pymigrate.checkpoint.memory_map import Extent, PageFile
+from pymigrate.checkpoint.packs import Kind, Table
+from pymigrate.checkpoint.page_places import PageChunks, PagePlaces
+from pymigrate.checkpoint.repository_index import Index, pieces
+
+# Names that share their first 32 bits, or all of a half, are the rule here.
+NAMES = st.builds(
+    lambda *parts: b"".join(parts),
+    *[st.sampled_from([bytes(4), b"\1\0\0\0", b"\xff" * 4]) for _ in range(4)],
+)
+
+
+def table(names: Sequence[bytes], blobs: Sequence[int] = (7, 9)) -> Table:
+    """Make the table of a pack: each chunk 100 bytes, in turn in its blobs."""
+    count = len(names)
+    numbers = np.arange(count, dtype=np.uint32)
+    return Table(
+        Kind.DATA,
+        sealed=np.array(blobs, np.uint32),
+        plain=np.array([100 * count] * len(blobs), np.uint32),
+        ids=np.frombuffer(b"".join(names), np.uint8).reshape(-1, 16),
+        blob=numbers % len(blobs),
+        offset=numbers // len(blobs) * 100,
+        length=np.full(count, 100, np.uint32),
+    )
+
+
+@given(st.lists(st.lists(NAMES, max_size=40), max_size=4), st.lists(NAMES, max_size=40))
+def test_a_chunk_is_found_where_it_is_first(packs: list[list[bytes]], asked: list[bytes]) -> None:
+    index = Index.build([table(names) for names in packs])
+    rows = [name for names in packs for name in names]
+    expected = [rows.index(name) if name in rows else -1 for name in asked]
+    ids = np.frombuffer(b"".join(asked), np.uint8).reshape(-1, 16)
+    assert expected == index.find(ids).tolist()
+    assert rows == [index.name(row) for row in range(len(index))]
+
+
+@given(st.lists(st.integers(0, 19), max_size=60))
+def test_what_is_put_together_is_in_order_and_each_blob_is_read_once(chosen: list[int]) -> None:
+    names = [number.to_bytes(16, "little") for number in range(10)]
+    index = Index.build([table(names), table(names)])
+    content = {
+        (pack, blob): bytes([pack * 100 + blob * 50 + at // 100 for at in range(500)])
+        for pack in (0, 1)
+        for blob in (0, 1)
+    }
+    expected = b"".join(
+        content[int(index.pack[row]), int(index.blob[row])][index.offset[row] :][:100]
+        for row in chosen
+    )
+    joined = bytearray(len(expected))
+    found = list(pieces(index, np.array(chosen, np.int64)))
+    for piece in found:
+        plain = content[piece.pack, piece.blob]
+        for run in piece.runs:
+            joined[run.target : run.target + run.length] = plain[run.source :][: run.length]
+    assert expected == joined
+    blobs = [(piece.pack, piece.blob) for piece in found]
+    assert len(set(blobs)) == len(blobs)
+
+
+def test_places_that_are_handed_on_are_the_same() -> None:
+    names = [number.to_bytes(16, "little") for number in range(10)]
+    tables = [table(names[:6]), table(names[6:], blobs=(1, 2, 3))]
+    index = Index.build(tables)
+    members = {"a": PageChunks(0, 3, 300), "b": PageChunks(3, 2, 200)}
+    places = PagePlaces(["p", "q"], tables, index.taken(np.array([9, 0, 4, 6, 2])), members)
+
+    description, descriptor = places.hand_on()
+    try:
+        found = PagePlaces.taken_up(json.loads(json.dumps(description)), descriptor)
+    finally:
+        os.close(descriptor)
+
+    assert (places.names, places.members) == (found.names, found.members)
+    for ours, theirs in zip(tables, found.tables, strict=True):
+        assert ours.kind == theirs.kind
+        assert ours.sealed.tolist() == theirs.sealed.tolist()
+        assert ours.plain.tolist() == theirs.plain.tolist()
+        assert ours.starts.tolist() == theirs.starts.tolist()
+    for name in ("pack", "blob", "offset", "length"):
+        assert getattr(places.chunks, name).tolist() == getattr(found.chunks, name).tolist()
+
+
+def test_no_memory_is_handed_on_too() -> None:
+    places = PagePlaces([], [], Index.build([]).taken(np.array([], np.int64)), {})
+    description, descriptor = places.hand_on()
+    try:
+        found = PagePlaces.taken_up(json.loads(json.dumps(description)), descriptor)
+    finally:
+        os.close(descriptor)
+    assert ([], [], {}, 0) == (found.names, found.tables, found.members, len(found.chunks.pack))
+
+
+def test_a_file_of_pages_is_the_same_for_another_process() -> None:
+    for inner in (7, None):
+        file = PageFile("pages-1.img", 9 << 12, inner, [Extent(0, 1 << 40, 8192)], [])
+        assert file == PageFile.from_document(json.loads(json.dumps(file.to_document())))
