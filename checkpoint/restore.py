@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from pymigrate.checkpoint import criu, diagnosis
+from pymigrate.checkpoint import criu, diagnosis, tmpfs_contents
 from pymigrate.checkpoint.dump import can_be_inside
 from pymigrate.checkpoint.requests import (
     RESTORE_LOG,
@@ -111,7 +113,9 @@ def hold(
             _opened(images, stack),
             _opened(work, stack),
             prepared.inherited,
-            options,
+            replace(
+                options, mounts=(*options.mounts, *_lend(supervision, container, images, options))
+            ),
         )
         if options.debug:
             criu.keep_request(work / KEPT_REQUEST, fields)
@@ -122,6 +126,21 @@ def hold(
             raise _failed(str(error), work, None) from error
         supervision.adopt(pid)
     return pid
+
+
+def _lend(
+    supervision: Supervision, container: Container, images: Path, options: RestoreOptions
+) -> Sequence[tuple[str, str]]:
+    """Make the tmpfs that we carried, in the supervisor's mounts; return where CRIU finds each."""
+    if not options.tmpfs:
+        return ()
+    try:
+        with tmpfs_contents.made_anew(options.tmpfs, images) as trees:
+            supervision.lend(trees)
+    except OSError as error:
+        raise RestoreFailed(f"the container's tmpfs could not be made: {error}") from error
+    places = (container.lent / str(number) for number in range(len(options.tmpfs)))
+    return [(each.place, str(place)) for each, place in zip(options.tmpfs, places, strict=True)]
 
 
 def _converse(

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from pymigrate.migrate.plan import AHEAD, INSIDE, ContainerFacts, HostFacts
+from pymigrate.migrate.plan import AHEAD, CARRIED, INSIDE, ContainerFacts, HostFacts
 from pymigrate.runtime import cgroups_v2, userfault
 from pymigrate.runtime.capabilities import NAMES
 from pymigrate.runtime.cgroups_layout import Layout
@@ -142,7 +142,7 @@ def _features() -> frozenset[str]:
         found.add("lazy-memory")
     if _has_udp_lite():
         found.add("udp-lite")
-    found |= {INSIDE, AHEAD}
+    found |= {INSIDE, AHEAD, CARRIED}
     return frozenset(found)
 
 

@@ -247,7 +247,10 @@ class Precopy(_Step):
         move.files_sent = FileRounds.begin(move.source, move.peer)
         move.files_sent.send_while_running()
         move.prepared = dump.prepare(
-            move.source, inside=move.options.inside, lazy=move.options.lazy
+            move.source,
+            inside=move.options.inside,
+            lazy=move.options.lazy,
+            carried=move.options.carried,
         )
         rounds: list[Round] = []
         if move.lazy:
