@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pymigrate.checkpoint import restore
 from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.migrate import image_files
 from pymigrate.migrate.journal import Journal
 from pymigrate.migrate.phases import Phase
 from pymigrate.runtime import events, inflight, network, tree, tree_apply
@@ -219,13 +220,23 @@ class Incoming:
         return now.status.is_alive
 
     def put_images(self, manifest: bytes, stream: tree.Readable) -> None:
-        """Take CRIU's images; a second time replaces the first."""
+        """Take CRIU's images as a tar; a second time replaces the first."""
+        self._await_images(manifest)
+        tree.read(stream, self.images, limits=self.limits, hashed=False)
+
+    def put_image_files(
+        self, manifest: bytes, sizes: Mapping[str, int], stream: tree.Readable
+    ) -> None:
+        """Take CRIU's images one after the other; a second time replaces the first."""
+        self._await_images(manifest)
+        image_files.receive(sizes, stream, self.images, self.limits)
+
+    def _await_images(self, manifest: bytes) -> None:
         Manifest.from_json(manifest)
         if self.images.exists():
             shutil.rmtree(self.images)
         self.images.mkdir(mode=0o700)
         (self.directory / "manifest.json").write_bytes(manifest)
-        tree.read(stream, self.images, limits=self.limits, hashed=False)
 
     def put_files(self, name: str, stream: tree.Readable, *, upper: bool) -> None:
         """Take the upper directory or a volume; a second time replaces the first."""

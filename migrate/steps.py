@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pymigrate.checkpoint import dump
 from pymigrate.checkpoint.requests import DumpOptions
+from pymigrate.migrate import image_files
 from pymigrate.migrate.budget import USUAL_FIXED, Budget, Round
 from pymigrate.migrate.driver import Facts, Step
 from pymigrate.migrate.file_rounds import SMALL, FileRounds
@@ -374,15 +375,24 @@ class Ship(_Step):
         move = self.move
         if move.dump is None:
             raise AssertionError("nothing was dumped")
-        manifest = move.dump.manifest.to_json()
-        move.counts["images"] = move.peer.put_images(
-            manifest, lambda stream: tree.write(move.images, stream, hashed=False)
-        )
+        move.counts["images"] = self._send_images(move.dump.manifest.to_json())
         if move.files_sent is None:
             raise AssertionError("no files were sent before the freeze")
         move.files_sent.send_rest()
         move.counts["files"] = sum(each.bytes for each in move.files_sent.rounds)
         return {"bytes": dict(move.counts)}
+
+    def _send_images(self, manifest: bytes) -> int:
+        """Send CRIU's images as what the target takes; returns their size in bytes."""
+        peer, images = self.move.peer, self.move.images
+        if not peer.serves(m.PutImageFiles):
+            return peer.put_images(
+                manifest, lambda stream: tree.write(images, stream, hashed=False)
+            )
+        sizes = image_files.listed(images)
+        return peer.put_image_files(
+            manifest, sizes, lambda stream: image_files.send(images, sizes, stream)
+        )
 
 
 class Restore(_Step):
