@@ -20,7 +20,7 @@ from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.migrate import image_files
 from pymigrate.migrate.journal import Journal
 from pymigrate.migrate.phases import Phase
-from pymigrate.runtime import events, inflight, network, tree, tree_apply
+from pymigrate.runtime import events, inflight, network, priority, tree, tree_apply
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import AlreadyExists, NotFound, ProtocolError, WrongState
 from pymigrate.runtime.host import Host
@@ -232,6 +232,7 @@ class Incoming:
         image_files.receive(sizes, stream, self.images, self.limits)
 
     def _await_images(self, manifest: bytes) -> None:
+        priority.favour()  # until the end of this agent: another one takes the memory
         Manifest.from_json(manifest)
         if self.images.exists():
             shutil.rmtree(self.images)
