@@ -16,7 +16,7 @@ PROGRAM = """
 exec 3<>/dev/shm/open 4<>/dev/shm/gone 5<>/dev/shm/one
 echo first >&3; echo nameless >&4; echo linked >&5
 ln /dev/shm/one /dev/shm/two; rm /dev/shm/gone /dev/shm/one
-nice -n 7 syslogd -n -O /dev/shm/syslog & echo $! > /tmp/logger
+syslogd -n -O /dev/shm/syslog & echo $! > /tmp/logger; renice -n 7 -p $!
 until [ -S /dev/log ]; do usleep 5000; done
 echo yes > /tmp/ready
 while true; do
