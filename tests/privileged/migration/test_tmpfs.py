@@ -111,6 +111,16 @@ def test_all_that_is_in_them_arrives_and_they_are_as_they_were(settled: Lab, mod
         assert "No space left" in full
 
 
+def test_what_they_hold_is_announced(settled: Lab) -> None:
+    alpha = settled["alpha"]
+    alpha.pymigrate("run", "-d", "--name", "memory", "--net", "none", "small", "sleep", "1000")
+    planned = ("migrate", "memory", "root@beta", "--dry-run")
+    before = alpha.pymigrate_json(*planned)["memory"]
+    inside(alpha, "head -c 3m /dev/zero > /dev/shm/three")
+
+    assert before + (3 << 20) == alpha.pymigrate_json(*planned)["memory"]
+
+
 def test_what_was_mounted_amid_the_rounds_arrives_too(settled: Lab) -> None:
     alpha, beta = settled["alpha"], settled["beta"]
     turn = "mount -t tmpfs t /t; echo $i > /t/n; usleep 3000; umount /t; i=$((i+1))"
