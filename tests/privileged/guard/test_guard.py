@@ -27,7 +27,9 @@ SOME = pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.l
 HELD = f"save:{inspect.getsourcelines(save._copy_files)[1] + 1}"
 """A line that is reached while CRIU holds the container."""
 
-HEAVY = "x=$(yes | head -c 60000000); while true; do echo tick >> /count; usleep 5000; done"
+# With so many processes CRIU is still at it when it is struck.
+HEAVY = "for i in $(seq 30); do sleep 1000 & done; x=$(yes | head -c 60000000);"
+HEAVY += "while true; do echo tick >> /count; usleep 5000; done"
 
 # One that was seen may have ended since.
 ALL_CRIUS = (
@@ -306,9 +308,6 @@ def test_stuck_criu_is_ended_and_the_container_goes_on(
 
 def test_criu_that_gets_stuck_amid_the_dump_is_ended(lab: Lab, counter: Counter) -> None:
     alpha = lab["alpha"]
-    # So many processes that CRIU is still at it when it is struck.
-    many = "for i in $(seq 60); do setsid sleep 1000 </dev/null >/dev/null 2>&1 & done"
-    alpha.pymigrate("exec", "counter", "sh", "-c", many)
     assert struck(alpha, stopped_in_the_dump, range(1, 30, 3)) > 3
     alpha.pymigrate("snapshot", "create", "counter")
     until(lambda: nothing_left(alpha))

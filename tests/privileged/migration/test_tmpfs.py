@@ -24,6 +24,7 @@ while true; do
     if [ -e /dev/shm/go ]; then echo second >&3; rm /dev/shm/go; fi
 done
 """
+SECRET = "dev/shm/own/file"
 FILES = """
 until [ -e /tmp/ready ]; do usleep 5000; done
 mkdir -p /dev/shm/own /dev/deep/er /tmp/bound
@@ -83,7 +84,7 @@ def test_all_that_is_in_them_arrives_and_they_are_as_they_were(settled: Lab, mod
     )  # fmt: skip
     inside(alpha, FILES)
     pid = alpha.pymigrate_json("inspect", "memory")["state"]["pid"]
-    file = f"/proc/{pid}/root/dev/shm/own/file"
+    file = f"/proc/{pid}/root/{SECRET}"
     alpha.sh(f'python3 -c \'import os; os.setxattr("{file}", "trusted.word", b"kept")\'')
     before = inside(alpha, LOOK)
 
@@ -94,7 +95,7 @@ def test_all_that_is_in_them_arrives_and_they_are_as_they_were(settled: Lab, mod
 
         assert stamps_left_out(before) == stamps_left_out(inside(target, LOOK))
         pid = target.pymigrate_json("inspect", "memory")["state"]["pid"]
-        file = f"/proc/{pid}/root/dev/shm/own/file"
+        file = f"/proc/{pid}/root/{SECRET}"
         kept = f'python3 -c \'import os; print(os.getxattr("{file}", "trusted.word"))\''
         assert "b'kept'\n" == target.sh(kept)
         written += "second\n"
