@@ -70,8 +70,12 @@ def carried(target: Host) -> set[str]:
 
 
 def stamps_left_out(seen: str) -> list[str]:
-    """Leave out what the container itself changed meanwhile: when names were made last."""
-    return [line for line in seen.splitlines() if not line.endswith((" .", " .."))]
+    """Leave out when directories changed last, and when sockets were made: CRIU makes them anew."""
+    lines = [line for line in seen.splitlines() if not line.endswith((" .", " .."))]
+    return [
+        " ".join([*line.split()[:5], line.split()[-1]]) if line.startswith("srw") else line
+        for line in lines
+    ]
 
 
 @pytest.mark.parametrize("mode", ["stop", "hybrid"])
