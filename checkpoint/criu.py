@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pymigrate.runtime import priority
 from pymigrate.runtime.errors import CheckpointError, MissingFeature
 
 logger = logging.getLogger(__name__)
@@ -187,6 +188,7 @@ class Session:
                     [criu.path, "--no-default-config", "swrk", "3"], [theirs.fileno(), *passed]
                 )
             _allow_descriptors(pid)
+            priority.favour(pid)
         except BaseException:
             ours.close()
             raise

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pymigrate.checkpoint import criu, diagnosis, hidden_memory, own_network, preload
+from pymigrate.checkpoint import criu, diagnosis, hidden_memory, own_namespaces, preload
 from pymigrate.checkpoint.hidden_memory import Hidden
 from pymigrate.checkpoint.images import prepare as load_messages
 from pymigrate.checkpoint.manifest import Manifest
@@ -30,12 +30,14 @@ from pymigrate.checkpoint.requests import (
     node_mounts,
 )
 from pymigrate.checkpoint.sight import is_below
+from pymigrate.checkpoint.tmpfs_contents import Contents, open_of
 from pymigrate.runtime import mounts, namespaces, tcp_repair
 from pymigrate.runtime.cgroups import current_layout
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import DumpFailed, WrongState
 from pymigrate.runtime.namespaces import host_id
 from pymigrate.runtime.settings import Spec
+from pymigrate.runtime.state import Record
 
 HELD_AT = "post-dump"
 ANSWER_SECONDS = 60.0
@@ -131,12 +133,21 @@ class PreparedDump(criu.Prepared):
     would lose networks that the container made itself, so `hold` looks for these.
     """
 
-    def __init__(self, session: criu.Session, table: int | None, *, inside: bool) -> None:
+    def __init__(
+        self,
+        session: criu.Session,
+        table: int | None,
+        contents: Contents | None,
+        *,
+        inside: bool,
+    ) -> None:
         """Take a session that was asked nothing yet, and what is ours then; use `prepare`.
 
-        ``table`` is a file in memory, in which CRIU looks for what is hidden from it.
+        ``table`` is a file in memory, in which CRIU looks for what is hidden from it; ``contents``
+        are those of the tmpfs that we carry.
         """
         super().__init__(session)
+        self.contents = contents
         self.inside = inside
         self.hides = table is not None
         self._table = table
@@ -155,21 +166,25 @@ class PreparedDump(criu.Prepared):
         if self._table is not None:
             os.close(self._table)
             self._table = None
+        if self.contents is not None:
+            self.contents.close()
 
 
-def prepare(container: Container, *, inside: bool = False, lazy: bool = False) -> PreparedDump:
+def prepare(
+    container: Container, *, inside: bool = False, lazy: bool = False, carried: bool = False
+) -> PreparedDump:
     """Do what needs no frozen container: load CRIU's messages and start CRIU.
 
     With ``inside`` it is started in the container's network, if that can be dumped from there; with
-    ``lazy`` so that memory can be hidden from it.
+    ``lazy`` so that memory can be hidden from it; with ``carried`` it need not see to tmpfs.
     DumpFailed says already now what could never be restored.
     """
     _refuse_what_cannot_come_back(container)
     _software()
     init = container.state().init
     inode = None
-    if inside and init is not None and own_network.can_be_inside(container):
-        inode = own_network.network_of(init.pid)
+    if inside and init is not None and own_namespaces.can_be_inside(container):
+        inode = own_namespaces.network_of(init.pid)
     with ExitStack() as undo:
         table = None
         if lazy:
@@ -177,6 +192,9 @@ def prepare(container: Container, *, inside: bool = False, lazy: bool = False) -
         if lazy and preload.is_here():
             table = os.memfd_create("pymigrate-hidden", os.MFD_CLOEXEC)
             undo.callback(os.close, table)
+        contents = None
+        if carried and init is not None and can_be_carried(container):
+            contents = undo.enter_context(_contents_of(container, init.pid))
         passed = [] if table is None else [table]
         number = None if table is None else criu.Session.INHERITED_FROM
         with container.supervision() as supervision:
@@ -191,8 +209,27 @@ def prepare(container: Container, *, inside: bool = False, lazy: bool = False) -
             )
         undo.pop_all()
     return PreparedDump(
-        session, table, inside=inode is not None and namespaces.is_in_network(session.pid, inode)
+        session,
+        table,
+        contents,
+        inside=inode is not None and namespaces.is_in_network(session.pid, inode),
     )
+
+
+def can_be_carried(container: Container) -> bool:
+    """Say whether tmpfs may be carried: made by root, as ours are, and nobody else's mounts."""
+    return container.spec.private("mount") and not container.spec.private("user")
+
+
+def _contents_of(container: Container, pid: int) -> Contents:
+    return open_of(pid, _not_carried(container.record, container.spec, pid))
+
+
+def _not_carried(record: Record, spec: Spec, pid: int) -> frozenset[str]:
+    """List where the container has something of the host's, or what is made anew otherwise."""
+    binds = (each.destination for each in spec.mounts if each.type == "bind")
+    volumes = (each.destination for each in record.volumes)
+    return frozenset((*binds, *volumes, *_cgroup_mounts(spec, pid)))
 
 
 def _refuse_what_cannot_come_back(container: Container) -> None:
@@ -247,7 +284,7 @@ def hold(
     held.abandon()
     for path in images.iterdir():
         path.unlink()
-    again = prepare(container, inside=options.inside)
+    again = prepare(container, inside=options.inside, carried=options.carried)
     return _hold(container, images, options, again, _nothing)
 
 
@@ -261,15 +298,24 @@ def _hold(
     init = container.state().init
     if init is None:
         raise WrongState(f"{container.name} has no processes to write down")
-    prepared = prepared or prepare(container, inside=options.inside, lazy=options.lazy)
-    if prepared.inside and not own_network.is_the_only_one(container, init.pid):
+    prepared = prepared or prepare(
+        container, inside=options.inside, lazy=options.lazy, carried=options.carried
+    )
+    if prepared.inside and not own_namespaces.has_one("net", container, init.pid):
         prepared.close()
-        prepared = prepare(container, lazy=prepared.hides)
+        prepared = prepare(container, lazy=prepared.hides, carried=options.carried)
     with ExitStack() as opened:
         opened.callback(prepared.close)
         options = replace(options, inside=prepared.inside)
-        subject = replace(subject_of(container, init.pid), inside=prepared.inside)
-        manifest = describe(container, init.pid, options)
+        contents = _current_contents(prepared, container, init.pid)
+        tmpfs = () if contents is None else contents.carried
+        subject = subject_of(container, init.pid)
+        subject = replace(
+            subject,
+            inside=prepared.inside,
+            mounts=(*subject.mounts, *(each.place for each in tmpfs)),
+        )
+        manifest = replace(describe(container, init.pid, options), tmpfs=tmpfs)
         images_fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
         opened.callback(os.close, images_fd)
         config = _memory_file(LAZY_CONFIG, opened) if options.lazy else ""
@@ -285,6 +331,8 @@ def _hold(
             asked()
             _until_held(container, session, images)
             container.freeze()
+            if contents is not None:  # not before: CRIU gives names to what has none any more
+                contents.write(images)
         except criu.HungUp as error:
             _undo_for(container, session)
             raise _failed(container, str(error), images, None) from error
@@ -292,6 +340,17 @@ def _hold(
             session.end()
             raise
     return HeldDump(container, session, images, manifest, hidden)
+
+
+def _current_contents(prepared: PreparedDump, container: Container, pid: int) -> Contents | None:
+    """Return the contents that can be carried of a frozen container, of the mounts that it has."""
+    contents = prepared.contents
+    if contents is None or not own_namespaces.has_one("mnt", container, pid):
+        return None
+    if not contents.is_current(pid):
+        contents.close()
+        contents = prepared.contents = _contents_of(container, pid)
+    return contents
 
 
 def _undo_for(container: Container, session: criu.Session) -> None:

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pymigrate.checkpoint.requests import RestoreOptions, node_mounts
+from pymigrate.checkpoint.tmpfs import MOST, Tmpfs
 from pymigrate.runtime import spec, state
 from pymigrate.runtime.errors import BadArchive, PymigrateError
 
 FORMAT = 1
+FORMAT_WITH_TMPFS = 2
+"""An older version would ask CRIU for what is not in its images."""
+
 MAX_BYTES = 16 << 20
 
 
@@ -35,6 +39,7 @@ class Manifest:
     members: Mapping[str, int]
     lazy: bool = False  # private memory is not in the images: whoever restores it has a pager
     inside: bool = False  # by a CRIU in the container's network: only one that is there restores it
+    tmpfs: tuple[Tmpfs, ...] = ()  # whose contents lie beside CRIU's images; see tmpfs_contents.py
 
     @property
     def external_mounts(self) -> tuple[str, ...]:
@@ -52,6 +57,7 @@ class Manifest:
                 *((v.destination, v.source) for v in self.record.volumes),
                 *node_mounts(self.spec),
             ),
+            tmpfs=self.tmpfs,
             own_users=self.spec.private("user"),
             lazy=self.lazy,
             debug=debug,
@@ -64,7 +70,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """Return it as JSON."""
         document = {
-            "format": FORMAT,
+            "format": FORMAT_WITH_TMPFS if self.tmpfs else FORMAT,
             "created": self.created,
             "software": self.software,
             "criu": self.criu,
@@ -79,6 +85,7 @@ class Manifest:
             "members": dict(self.members),
             "lazy": self.lazy,
             "inside": self.inside,
+            "tmpfs": [each.to_document() for each in self.tmpfs],
         }
         return json.dumps(document, indent=1).encode()
 
@@ -93,10 +100,10 @@ class Manifest:
             raise BadArchive(f"the manifest is not JSON: {error}") from error
         if not isinstance(document, dict):
             raise BadArchive("the manifest is not a JSON object")
-        if document.get("format") != FORMAT:
+        if document.get("format") not in (FORMAT, FORMAT_WITH_TMPFS):
             raise BadArchive(
                 f"the checkpoint has format {document.get('format')!r}, this pymigrate reads "
-                f"{FORMAT}",
+                f"{FORMAT} and {FORMAT_WITH_TMPFS}",
                 hint="restore it with the version that made it",
             )
         try:
@@ -115,11 +122,21 @@ class Manifest:
                 members={str(name): int(size) for name, size in document["members"].items()},
                 lazy=document.get("lazy", False) is True,
                 inside=document.get("inside", False) is True,
+                tmpfs=_tmpfs(document.get("tmpfs", [])),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadArchive(f"the manifest is damaged: {error!r}") from error
         except PymigrateError as error:
             raise BadArchive(f"the manifest is damaged: {error.message}") from error
+
+
+def _tmpfs(documents: object) -> tuple[Tmpfs, ...]:
+    if not isinstance(documents, list) or len(documents) > MOST:
+        raise TypeError("tmpfs is no list of them")
+    found = tuple(Tmpfs.from_document(each) for each in documents)
+    if len({each.place for each in found}) != len(found):
+        raise ValueError("two tmpfs at one place")
+    return found
 
 
 def _text(document: Mapping[str, object], name: str) -> str:

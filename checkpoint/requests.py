@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pymigrate.checkpoint.tmpfs import Tmpfs
 from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.mounts import DEVICES
 from pymigrate.runtime.settings import Spec
@@ -47,6 +48,7 @@ class DumpOptions:
     leave_running: bool = False
     lazy: bool = False  # leave the memory where it is: runtime/memory.py reads it there
     inside: bool = False  # by a CRIU in the container's own network, where that is possible
+    carried: bool = False  # contents of tmpfs by us and not by CRIU's tar, where that is possible
     debug: bool = False
     skip: tuple[str, ...] = ()  # findings of scan.py in spite of which it is tried
 
@@ -120,6 +122,7 @@ class RestoreOptions:
     inside: bool = False  # it was written down inside its network, and so must it come back
     descriptors: tuple[str, ...] = ()
     mounts: tuple[tuple[str, str], ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()  # what we carried
     own_users: bool = False
     lazy: bool = False  # a pager fills the memory; it listens in the work directory
     debug: bool = False

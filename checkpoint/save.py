@@ -108,8 +108,7 @@ def capture(
     removed afterwards. On any error, also one of ``store``, the container goes on as before.
     With ``memory``, which only a container that is left running can have, the dump is lazy.
     """
-    if memory is not None:
-        options = replace(options, lazy=True)
+    options = replace(options, lazy=memory is not None, carried=True)
     with staging(container.host) as stage, _alone(container) as alone:
         now = container.state()
         if not now.status.may_checkpoint:
@@ -128,7 +127,7 @@ def capture(
             Wire(container) as wire,
             _as_before(container, now.status, saved, wire) as let_go_on,
             new_file.writing(stage),
-            dump.prepare(container, lazy=options.lazy) as prepared,
+            dump.prepare(container, lazy=options.lazy, carried=options.carried) as prepared,
             _guarded(container, alone, prepared.pid),
         ):
             with saved.phase("freeze"):

@@ -46,6 +46,7 @@ class Agent:
             m.PutLayer: self._journalled(_put_layer),
             m.Prepare: self._journalled(_prepare),
             m.PutImages: self._journalled(_put_images),
+            m.PutImageFiles: self._journalled(_put_image_files),
             m.PutFiles: self._journalled(_put_files),
             m.Pages: self._pages,
             m.PutChanges: self._journalled(_put_changes),
@@ -185,6 +186,12 @@ def _prepare(incoming: Incoming, _: m.Prepare, __: Reader) -> m.Prepared:
 
 def _put_images(incoming: Incoming, request: m.PutImages, stream: Reader) -> m.Received:
     incoming.put_images(request.manifest_json, stream)
+    return m.Received(bytes=stream.finish())
+
+
+def _put_image_files(incoming: Incoming, request: m.PutImageFiles, stream: Reader) -> m.Received:
+    sizes = {file.name: file.size for file in request.files}
+    incoming.put_image_files(request.manifest_json, sizes, stream)
     return m.Received(bytes=stream.finish())
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
-from pymigrate.migrate.plan import AHEAD, INSIDE, ContainerFacts, HostFacts
+from pymigrate.checkpoint import tmpfs
+from pymigrate.migrate.plan import AHEAD, CARRIED, INSIDE, ContainerFacts, HostFacts
 from pymigrate.runtime import cgroups_v2, userfault
 from pymigrate.runtime.capabilities import NAMES
 from pymigrate.runtime.cgroups_layout import Layout
@@ -65,7 +67,7 @@ def container_facts(container: Container) -> ContainerFacts:
     )
     return ContainerFacts(
         name=container.name,
-        memory=sum(resident_bytes(pid) for pid in container.cgroup.pids()),
+        memory=sum(resident_bytes(pid) for pid in container.cgroup.pids()) + tmpfs_bytes(container),
         files=tree_bytes(container.upper),
         namespaces=frozenset(namespace.kind for namespace in container.spec.namespaces),
         network_mode=container.record.network.mode,
@@ -113,6 +115,24 @@ def resident_bytes(pid: int) -> int:
     return sum(kilobytes) * 1024
 
 
+def tmpfs_bytes(container: Container) -> int:
+    """Return what the container's file systems in memory hold, which goes along under the freeze.
+
+    What a process has mapped of it counts twice: as the process's too.
+    """
+    init = container.state().init
+    if init is None or not container.spec.private("mount"):
+        return 0
+    volumes = [volume.destination for volume in container.record.volumes]
+    total = 0
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        mountinfo = Path(f"/proc/{init.pid}/mountinfo").read_text("utf-8", "surrogateescape")
+        for found in tmpfs.find(mountinfo, volumes):
+            held = os.statvfs(f"/proc/{init.pid}/root{found.tmpfs.place}")
+            total += (held.f_blocks - held.f_bfree) * held.f_frsize
+    return total
+
+
 def tree_bytes(root: Path) -> int:
     """Return how much disk a directory takes, in bytes, holes not counted."""
     total = 0
@@ -142,7 +162,7 @@ def _features() -> frozenset[str]:
         found.add("lazy-memory")
     if _has_udp_lite():
         found.add("udp-lite")
-    found |= {INSIDE, AHEAD}
+    found |= {INSIDE, AHEAD, CARRIED}
     return frozenset(found)
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from pymigrate.checkpoint import restore
 from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.migrate import image_files
 from pymigrate.migrate.journal import Journal
 from pymigrate.migrate.phases import Phase
-from pymigrate.runtime import events, inflight, network, tree, tree_apply
+from pymigrate.runtime import events, inflight, network, priority, tree, tree_apply
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import AlreadyExists, NotFound, ProtocolError, WrongState
 from pymigrate.runtime.host import Host
@@ -219,13 +220,24 @@ class Incoming:
         return now.status.is_alive
 
     def put_images(self, manifest: bytes, stream: tree.Readable) -> None:
-        """Take CRIU's images; a second time replaces the first."""
+        """Take CRIU's images as a tar; a second time replaces the first."""
+        self._await_images(manifest)
+        tree.read(stream, self.images, limits=self.limits, hashed=False)
+
+    def put_image_files(
+        self, manifest: bytes, sizes: Mapping[str, int], stream: tree.Readable
+    ) -> None:
+        """Take CRIU's images one after the other; a second time replaces the first."""
+        self._await_images(manifest)
+        image_files.receive(sizes, stream, self.images, self.limits)
+
+    def _await_images(self, manifest: bytes) -> None:
+        priority.favour()  # until the end of this agent: another one takes the memory
         Manifest.from_json(manifest)
         if self.images.exists():
             shutil.rmtree(self.images)
         self.images.mkdir(mode=0o700)
         (self.directory / "manifest.json").write_bytes(manifest)
-        tree.read(stream, self.images, limits=self.limits, hashed=False)
 
     def put_files(self, name: str, stream: tree.Readable, *, upper: bool) -> None:
         """Take the upper directory or a volume; a second time replaces the first."""

@@ -206,7 +206,9 @@ class Prepared:
         """Write down what was decided; nothing else is touched."""
         attempt = replace(self.attempt, mode=self.planned.mode, lazy=self.planned.lazy)
         move = attempt.move(self.peer, self.container)
-        move.options = replace(move.options, inside=self.planned.inside)
+        move.options = replace(
+            move.options, inside=self.planned.inside, carried=self.planned.carried
+        )
         move.ahead = self.planned.ahead
         move.memory, move.files = self.planned.memory, self.planned.files
         move.announce = self.report.announce

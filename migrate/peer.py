@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -119,6 +119,12 @@ class Peer:
     def put_images(self, manifest: bytes, stream: Source) -> int:
         """Send CRIU's images; returns their size in bytes."""
         request = m.PutImages(migration_id=self._id, manifest_json=manifest)
+        return self._call(lambda client: client.call(request, stream)).bytes
+
+    def put_image_files(self, manifest: bytes, files: Mapping[str, int], stream: Source) -> int:
+        """Send CRIU's images, whose sizes are given by name, one after the other."""
+        listed = (m.PutImageFiles.File(name=name, size=size) for name, size in files.items())
+        request = m.PutImageFiles(migration_id=self._id, manifest_json=manifest, files=listed)
         return self._call(lambda client: client.call(request, stream)).bytes
 
     def put_files(self, tree: str, stream: Source) -> int:

@@ -23,6 +23,9 @@ AHEAD = "memory-ahead"
 """The feature of a target that takes the frozen memory before it has processes for it. An older
 one would put pages where nothing is registered yet, and so lose them."""
 
+CARRIED = "tmpfs-carried"
+"""The feature of a target that makes what we carried of tmpfs; an older one leaves them to CRIU."""
+
 MIB = 1 << 20
 SPARE_BYTES = 64 * MIB
 """What a target must have left beyond what the container brings."""
@@ -102,6 +105,7 @@ class Plan:
     scan_seconds: float = 0.0
     inside: bool = False  # the target can restore what was written down inside its network
     ahead: bool = False  # it takes the frozen memory before it has processes for it
+    carried: bool = False  # it makes the tmpfs whose contents we carry
 
     def to_document(self) -> dict[str, object]:
         """Return the plan as JSON, for ``--dry-run --json`` and the journal."""
@@ -171,6 +175,7 @@ def make_plan(
         scan_seconds=scan_seconds,
         inside=INSIDE in target.features,
         ahead=AHEAD in target.features,
+        carried=CARRIED in target.features,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pymigrate.checkpoint import dump
 from pymigrate.checkpoint.requests import DumpOptions
+from pymigrate.migrate import image_files
 from pymigrate.migrate.budget import USUAL_FIXED, Budget, Round
 from pymigrate.migrate.driver import Facts, Step
 from pymigrate.migrate.file_rounds import SMALL, FileRounds
@@ -25,7 +27,7 @@ from pymigrate.migrate.modes import Mode
 from pymigrate.migrate.peer import Peer
 from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.progress import Counters
-from pymigrate.runtime import events, inflight, network, spec, state, tree
+from pymigrate.runtime import events, inflight, network, priority, spec, state, tree
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, Unreachable
 from pymigrate.runtime.images import Store
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 RESERVATION_SECONDS = 3600
 PAGE = 4096
+SWITCH_SECONDS = 0.0002
+"""From the freeze on. Before, a thread that looks at memory may keep the interpreter for 5 ms each
+time that the one for which clients wait has made a system call."""
 
 
 @dataclass
@@ -247,7 +252,10 @@ class Precopy(_Step):
         move.files_sent = FileRounds.begin(move.source, move.peer)
         move.files_sent.send_while_running()
         move.prepared = dump.prepare(
-            move.source, inside=move.options.inside, lazy=move.options.lazy
+            move.source,
+            inside=move.options.inside,
+            lazy=move.options.lazy,
+            carried=move.options.carried,
         )
         rounds: list[Round] = []
         if move.lazy:
@@ -303,10 +311,6 @@ class Precopy(_Step):
             self.move.throttle.lift(self.move.container)
 
 
-def _nothing() -> None:
-    """Do nothing beside CRIU."""
-
-
 @dataclass
 class Freeze(_Step):
     """Freeze the container, pull its cable, and have CRIU write it down and hold it."""
@@ -323,6 +327,7 @@ class Freeze(_Step):
         # Frozen before unplugged: a running program must not see its carrier go. Unplugged before
         # the dump: what the kernel acknowledges after a socket was written down would be lost.
         # A throttled program stops only when it gets CPU time again: up to a period later.
+        sys.setswitchinterval(SWITCH_SECONDS)
         move.throttle.lift(container)
         container.freeze()
         move.catch_packets(container)
@@ -338,8 +343,13 @@ class Freeze(_Step):
         sender = move.memory_sender
         if sender is not None:
             sender.freeze(container.cgroup.pids(), traced=True)
-        # While CRIU is at work, and not before: it would take the processor from who asks CRIU.
-        asked = sender.begin if sender is not None and move.ahead else _nothing
+
+        def asked() -> None:
+            # While CRIU is at work, and not before: it would take the processor from who asks CRIU.
+            if sender is not None and move.ahead:
+                sender.begin()
+            priority.favour()
+
         move.dump = dump.hold(container, move.images, move.options, move.prepared, asked=asked)
         if sender is not None:
             sender.release()
@@ -347,6 +357,7 @@ class Freeze(_Step):
 
     def undo(self) -> None:
         """Let the container run on as before."""
+        priority.favour_no_more()
         if self.move.dump is not None:
             self.move.dump.abandon()
             self.move.dump = None
@@ -371,15 +382,24 @@ class Ship(_Step):
         move = self.move
         if move.dump is None:
             raise AssertionError("nothing was dumped")
-        manifest = move.dump.manifest.to_json()
-        move.counts["images"] = move.peer.put_images(
-            manifest, lambda stream: tree.write(move.images, stream, hashed=False)
-        )
+        move.counts["images"] = self._send_images(move.dump.manifest.to_json())
         if move.files_sent is None:
             raise AssertionError("no files were sent before the freeze")
         move.files_sent.send_rest()
         move.counts["files"] = sum(each.bytes for each in move.files_sent.rounds)
         return {"bytes": dict(move.counts)}
+
+    def _send_images(self, manifest: bytes) -> int:
+        """Send CRIU's images as what the target takes; returns their size in bytes."""
+        peer, images = self.move.peer, self.move.images
+        if not peer.serves(m.PutImageFiles):
+            return peer.put_images(
+                manifest, lambda stream: tree.write(images, stream, hashed=False)
+            )
+        sizes = image_files.listed(images)
+        return peer.put_image_files(
+            manifest, sizes, lambda stream: image_files.send(images, sizes, stream)
+        )
 
 
 class Restore(_Step):
@@ -440,6 +460,7 @@ class HandOver(_Step):
         move.reopen_memory()
         self.frames += move.caught_packets()
         move.peer.resume(self.frames)
+        priority.favour_no_more()
         move.end_capture()
         return {}
 

@@ -23,7 +23,7 @@ from pymigrate.runtime.launch import (
 from pymigrate.runtime.making import make_directory
 from pymigrate.runtime.spec import Spec
 from pymigrate.runtime.state import Record, State, Status, Volume
-from pymigrate.runtime.supervision import Supervision, SupervisorEnded
+from pymigrate.runtime.supervision import LENT, Supervision, SupervisorEnded
 from pymigrate.runtime.values import dataclass, field, replace
 
 KILL_SECONDS = 20.0  # for a killed container to be cleaned up
@@ -146,6 +146,11 @@ class Container:
     def rootfs(self) -> Path:
         """The mount point of its root, mounted only in its supervisor's namespace."""
         return self.directory / "rootfs"
+
+    @property
+    def lent(self) -> Path:
+        """Where its supervisor attaches mounts that CRIU is to find."""
+        return self.directory / LENT
 
     @property
     def log(self) -> Path:

@@ -36,6 +36,7 @@ class Services:
     def operations(self) -> dict[str, Operation]:
         """Return what clients can ask of us."""
         return {
+            "lend": self._lend,
             "mntns": self._mntns,
             "mount": self._mount,
             "move_network": self._move_network,
@@ -46,6 +47,11 @@ class Services:
 
     def _mount(self, _client: socket.socket, _fields: Fields, _fds: list[int]) -> Reply:
         self._around.mount()
+        return Reply()
+
+    def _lend(self, _client: socket.socket, _fields: Fields, fds: list[int]) -> Reply:
+        self._must_be_empty()
+        self._around.lend(fds)
         return Reply()
 
     def _spawn(self, _client: socket.socket, fields: Fields, fds: list[int]) -> Reply:

@@ -15,6 +15,9 @@ from pymigrate.runtime import control, errors
 # Everything but a wait is answered at once; a start mounts, forks and executes.
 REPLY_SECONDS = 60.0
 
+LENT = "lent"
+"""In a container's directory: where its supervisor attaches mounts that CRIU is to find."""
+
 
 class SupervisorEnded(errors.ContainerError):
     """The supervisor hung up before it answered: its work was over, or it was killed."""
@@ -79,6 +82,13 @@ class Supervision:
         To be called when the upper directory is complete; ``start`` does it by itself.
         """
         self._ask("mount")
+
+    def lend(self, trees: Sequence[int]) -> None:
+        """Attach detached mounts at LENT/0, LENT/1 … in the supervisor's mounts, until ``adopt``.
+
+        For what CRIU mounts in the container. Those of a call before are gone.
+        """
+        self._ask("lend", trees)
 
     def move_network(self, pid: int) -> None:
         """Put the cable into the network namespace of a process that CRIU restores.

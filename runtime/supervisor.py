@@ -251,6 +251,7 @@ class Supervisor:
                 f"PID {pid} is not a child of the supervisor; it was not adopted"
             ) from error
         self._around.show_cgroup(pid)
+        self._around.take_back()
         self._settle(pid)
         self._note("restore")
         return Reply()

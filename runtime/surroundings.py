@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from pymigrate.runtime.host import Host
 from pymigrate.runtime.namespaces import host_id
 from pymigrate.runtime.spec import Spec
 from pymigrate.runtime.state import Record, boot_id
+from pymigrate.runtime.supervision import LENT
 from pymigrate.runtime.values import dataclass, field
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Surroundings:
     netns: int = -1
     users: int | None = None  # the user namespace, if it has one of its own
     _mounted: bool = False
+    _lent: bool = False
     _held: list[socket.socket] = field(default_factory=list)  # the host's ports that are ours
     _has_cache: bool = False
     _undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -88,6 +91,7 @@ class Surroundings:
                 os.close(descriptor)
         self.netns, self.users = -1, None
         with self._undo:
+            self.take_back()
             if self._mounted:
                 self._mounted = False
                 syscalls.umount2(os.fspath(self.rootfs), syscalls.MNT_DETACH)
@@ -114,6 +118,32 @@ class Surroundings:
             users=self.users,
         )
         self._mounted = True
+
+    @property
+    def lent(self) -> Path:
+        """Where mounts that CRIU is to find are attached."""
+        return self.directory / LENT
+
+    def lend(self, trees: Sequence[int]) -> None:
+        """Attach detached mounts below `lent`, by their numbers; those before are taken back."""
+        self.take_back()
+        self.lent.mkdir(mode=0o700, exist_ok=True)
+        # One mount below which the others are, so that one call takes back all.
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        syscalls.mount("pymigrate", os.fspath(self.lent), "tmpfs", flags, "mode=700")
+        self._lent = True
+        for number, tree in enumerate(trees):
+            place = self.lent / str(number)
+            place.mkdir()
+            empty = syscalls.MOVE_MOUNT_F_EMPTY_PATH
+            syscalls.move_mount(tree, "", syscalls.AT_FDCWD, os.fspath(place), empty)
+
+    def take_back(self) -> None:
+        """Unmount here what was lent: the container has it now."""
+        if self._lent:
+            self._lent = False
+            syscalls.umount2(os.fspath(self.lent), syscalls.MNT_DETACH)
+            self.lent.rmdir()
 
     def identify(self) -> None:
         """Write /etc/hostname, hosts and resolv.conf into the mounted root.

@@ -32,6 +32,7 @@ from pymigrate.transport.messages_pb2 import (
     Prepared,
     PutChanges,
     PutFiles,
+    PutImageFiles,
     PutImages,
     PutLayer,
     Received,
@@ -69,6 +70,7 @@ __all__ = [
     "Prepared",
     "PutChanges",
     "PutFiles",
+    "PutImageFiles",
     "PutImages",
     "PutLayer",
     "Received",
@@ -100,11 +102,12 @@ PROTOCOL_MIN = 1  # the oldest that we still understand
 
 MAX_TEXT = 8192  # characters of an error's message or hint that are worth sending
 CONVERSED = frozenset({Pages})  # requests that a conversation follows
-STREAMED = frozenset({PutLayer, PutFiles, PutChanges, PutImages})  # requests that a stream follows
+STREAMED = frozenset({PutLayer, PutFiles, PutChanges, PutImages, PutImageFiles})  # a stream follows
 UPPER = "upper"  # the tree of PutFiles that is the container's own changes
 
 _MIGRATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _PLACE = re.compile(r"config|(packs|snapshots|locks|tmp)/[A-Za-z0-9][A-Za-z0-9.-]{0,250}")
 _FOLDER = re.compile(r"packs|snapshots|locks|tmp")
@@ -280,6 +283,8 @@ def _checked(body: Message) -> Message:
             raise ProtocolError(message)
     if isinstance(body, PutFiles | PutChanges):
         _check_tree(body.DESCRIPTOR.name, body.tree)
+    if isinstance(body, PutImageFiles):
+        _check_files([file.name for file in body.files])
     return body
 
 
@@ -293,6 +298,16 @@ def _checked_places(body: AskRepository) -> AskRepository:
             message = f"AskRepository with the impossible place {name[:80]!r}"
             raise ProtocolError(message)
     return body
+
+
+def _check_files(names: list[str]) -> None:
+    for name in names:
+        if not _FILE.fullmatch(name):
+            message = f"PutImageFiles with the impossible name {name[:80]!r}"
+            raise ProtocolError(message)
+    if len(set(names)) != len(names):
+        message = "PutImageFiles with one name twice"
+        raise ProtocolError(message)
 
 
 def _check_tree(request: str, tree: str) -> None:

@@ -276,6 +276,23 @@ class PutFiles(_message.Message):
     tree: str
     def __init__(self, migration_id: _Optional[str] = ..., tree: _Optional[str] = ...) -> None: ...
 
+class PutImageFiles(_message.Message):
+    __slots__ = ["files", "manifest_json", "migration_id"]
+    class File(_message.Message):
+        __slots__ = ["name", "size"]
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        SIZE_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        size: int
+        def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[PutImageFiles.File]
+    manifest_json: bytes
+    migration_id: str
+    def __init__(self, migration_id: _Optional[str] = ..., manifest_json: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[PutImageFiles.File, _Mapping]]] = ...) -> None: ...
+
 class PutImages(_message.Message):
     __slots__ = ["manifest_json", "migration_id"]
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -378,7 +395,7 @@ class RepositoryTold(_message.Message):
     def __init__(self, where: _Optional[str] = ..., exists: bool = ..., foreign: bool = ..., names: _Optional[_Iterable[str]] = ..., pieces: _Optional[_Iterable[_Union[RepositoryTold.Piece, _Mapping]]] = ..., data: _Optional[bytes] = ..., draft: _Optional[int] = ..., owner: _Optional[str] = ..., first: bool = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ["ask_repository", "finish", "hello", "id", "keepalive", "open_data", "pages", "prepare", "put_changes", "put_files", "put_images", "put_layer", "release", "reserve", "restore", "resume", "status"]
+    __slots__ = ["ask_repository", "finish", "hello", "id", "keepalive", "open_data", "pages", "prepare", "put_changes", "put_files", "put_image_files", "put_images", "put_layer", "release", "reserve", "restore", "resume", "status"]
     ASK_REPOSITORY_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -390,6 +407,7 @@ class Request(_message.Message):
     PUT_CHANGES_FIELD_NUMBER: _ClassVar[int]
     PUT_FILES_FIELD_NUMBER: _ClassVar[int]
     PUT_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    PUT_IMAGE_FILES_FIELD_NUMBER: _ClassVar[int]
     PUT_LAYER_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RESERVE_FIELD_NUMBER: _ClassVar[int]
@@ -406,6 +424,7 @@ class Request(_message.Message):
     prepare: Prepare
     put_changes: PutChanges
     put_files: PutFiles
+    put_image_files: PutImageFiles
     put_images: PutImages
     put_layer: PutLayer
     release: Release
@@ -413,7 +432,7 @@ class Request(_message.Message):
     restore: Restore
     resume: Resume
     status: Status
-    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., put_layer: _Optional[_Union[PutLayer, _Mapping]] = ..., put_files: _Optional[_Union[PutFiles, _Mapping]] = ..., put_images: _Optional[_Union[PutImages, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., open_data: _Optional[_Union[OpenData, _Mapping]] = ..., pages: _Optional[_Union[Pages, _Mapping]] = ..., ask_repository: _Optional[_Union[AskRepository, _Mapping]] = ..., put_changes: _Optional[_Union[PutChanges, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., put_layer: _Optional[_Union[PutLayer, _Mapping]] = ..., put_files: _Optional[_Union[PutFiles, _Mapping]] = ..., put_images: _Optional[_Union[PutImages, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., keepalive: _Optional[_Union[Keepalive, _Mapping]] = ..., open_data: _Optional[_Union[OpenData, _Mapping]] = ..., pages: _Optional[_Union[Pages, _Mapping]] = ..., ask_repository: _Optional[_Union[AskRepository, _Mapping]] = ..., put_changes: _Optional[_Union[PutChanges, _Mapping]] = ..., put_image_files: _Optional[_Union[PutImageFiles, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ["disk_bytes", "expires_s", "image_json", "layers", "memory_bytes", "migration_id", "name", "record_json", "source_host", "spec_json"]

@@ -62,6 +62,7 @@ _ANSWERS: dict[type[m.Message], type[m.Message]] = {
     m.PutFiles: m.Received,
     m.PutChanges: m.Received,
     m.PutImages: m.Received,
+    m.PutImageFiles: m.Received,
     m.Restore: m.Restored,
     m.Resume: m.Resumed,
     m.Release: m.Released,
@@ -163,7 +164,7 @@ class Client:
     @overload
     def call(
         self,
-        request: m.PutLayer | m.PutFiles | m.PutChanges | m.PutImages,
+        request: m.PutLayer | m.PutFiles | m.PutChanges | m.PutImages | m.PutImageFiles,
         stream: Source,
         *,
         timeout: float | None = None,

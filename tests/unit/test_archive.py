@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from pymigrate.checkpoint import archive, new_file
 from pymigrate.checkpoint.archive import Archive, Compression
 from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.checkpoint.tmpfs import Tmpfs
 from pymigrate.runtime import state
 from pymigrate.runtime.errors import BadArchive, NoSpace, NotFound, UsageError
 from pymigrate.runtime.spec import default_spec
@@ -341,6 +343,33 @@ def test_unknown_compression_is_refused(text: str) -> None:
 def test_manifest_never_fails_but_by_bad_archive(data: bytes) -> None:
     with pytest.raises(BadArchive):
         Manifest.from_json(data)
+
+
+def test_a_manifest_whose_tmpfs_are_elsewhere_is_of_a_format_that_older_versions_refuse() -> None:
+    carried = (Tmpfs("/dev", "tmpfs", ("mode=755",)), Tmpfs("/tmp", "none", ()))
+    made = replace(manifest(), tmpfs=carried)
+
+    assert made == Manifest.from_json(made.to_json())
+    assert carried == made.restore_options().tmpfs
+    assert (1, 2) == tuple(json.loads(each.to_json())["format"] for each in (manifest(), made))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        [7],
+        [{"place": "/dev"}],
+        [{"place": "/../x", "source": "t", "options": []}],
+        [{"place": "/t", "source": "t", "options": []}] * 2,
+        [{"place": f"/{n}", "source": "t", "options": []} for n in range(99)],
+    ],
+)
+def test_a_manifest_with_impossible_tmpfs_is_damaged(said: object) -> None:
+    document = json.loads(manifest().to_json()) | {"tmpfs": said}
+
+    with pytest.raises(BadArchive, match="damaged"):
+        Manifest.from_json(json.dumps(document).encode())
 
 
 def test_manifest_survives_json() -> None:

@@ -78,11 +78,22 @@ def test_an_error_of_a_peer_cannot_steer_our_terminal() -> None:
         m.PutFiles(migration_id="a", tree="relative"),
         m.PutFiles(migration_id="a", tree="/data/../../etc"),
         m.PutFiles(migration_id="a", tree="/data\0"),
+        *(
+            m.PutImageFiles(migration_id="a", files=[m.PutImageFiles.File(name=name)])
+            for name in ("", ".", "..", "a/b", "/etc/x", "a\0", "-x\n", ".hidden", "a" * 252)
+        ),
     ],
 )
 def test_values_that_would_be_dangerous_in_a_file_name_are_refused(hostile: m.Message) -> None:
     with pytest.raises(ProtocolError, match="impossible"):
         m.unpack_request(m.pack_request(1, hostile))
+
+
+def test_a_file_that_is_named_twice_is_refused() -> None:
+    files = [m.PutImageFiles.File(name=name, size=1) for name in ("a.img", "b.img", "a.img")]
+
+    with pytest.raises(ProtocolError, match="twice"):
+        m.unpack_request(m.pack_request(1, m.PutImageFiles(migration_id="a", files=files)))
 
 
 @given(st.binary(max_size=200))

@@ -53,7 +53,7 @@ class Counter:
         return int(text) if text else self.count(host)
 
     def fill_memory(self) -> None:
-        """Give it 8 MiB that do not compress and go under the freeze: by a tmpfs, to CRIU."""
+        """Give it 8 MiB that do not compress and go under the freeze: by a tmpfs."""
         self.lab["alpha"].pymigrate(
             "exec", self.name, "sh", "-c", "head -c 8m /dev/urandom > /dev/shm/noise"
         )
