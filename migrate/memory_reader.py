@@ -45,6 +45,9 @@ class Conversation(Protocol):
     def takes_final(self) -> bool:
         """Whether the target takes FINAL pages by now."""
 
+    def batch_pages(self) -> int:
+        """Return how many pages the next batch may have."""
+
     def pause(self, until: Callable[[], bool]) -> None:
         """Wait until then, or until a page is wanted, or nothing more is to be said."""
 
@@ -152,7 +155,7 @@ class MemoryReader:
             yield from self._walk_ranges(memory, left, Stage.FINAL)
 
     def _walk_ranges(self, memory: Memory, ranges: Iterable[Range], stage: Stage) -> Iterator[None]:
-        for some in batches(ranges):
+        for some in batches(ranges, self._way.batch_pages):
             if self._way.is_complete:
                 return
             addresses = addresses_of(some)
@@ -258,9 +261,10 @@ class MemoryReader:
         if stage is Stage.EARLY:
             self._sent.early += len(kinds)
             return
-        self._sent.content += int((kinds == Kind.CONTENT).sum())
-        self._sent.zero += int((kinds == Kind.ZERO).sum())
-        self._sent.same += int((kinds == Kind.SAME).sum())
+        counts = np.bincount(kinds, minlength=max(Kind) + 1).tolist()
+        self._sent.content += counts[Kind.CONTENT]
+        self._sent.zero += counts[Kind.ZERO]
+        self._sent.same += counts[Kind.SAME]
 
 
 def _one(address: int, kind: Kind) -> Runs:

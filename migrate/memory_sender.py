@@ -132,6 +132,7 @@ class MemorySender:
         On return the target has taken all of it, so that the time was the link's too.
         """
         before = self.sent.early
+        self._pace.somebody_waits = False
         self._reader.watch(pids)
         with Memories.of(pids) as memories:
             self._begin(self._reader.walk(memories, Stage.EARLY))
@@ -152,6 +153,7 @@ class MemorySender:
         """
         with self._changed:
             self._frozen = True
+            self._pace.somebody_waits = True
             self._check()
             self._reader.freeze(pids, traced=traced)
             self._changed.notify_all()
@@ -340,6 +342,10 @@ class MemorySender:
     def takes_final(self) -> bool:
         """Whether the target takes FINAL pages by now."""
         return self._ahead or self._attached
+
+    def batch_pages(self) -> int:
+        """Return how many pages the next batch may have."""
+        return min(pages.MAX_PAGES, self._pace.batch // PAGE)
 
     def pause(self, until: Callable[[], bool]) -> None:
         """Wait until then, or until a page is wanted, or nothing more is to be said."""
