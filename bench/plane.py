@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.first import SETTLING, TICKER, Scene
 from bench.harness import BenchError, Episode, Sample
+from bench.machine import warm
 from bench.subjects.criu_lazy import CriuLazy
 from bench.subjects.pymigrate import Pymigrate
 from bench.subjects.subject import NAME, fresh, program
@@ -21,6 +22,7 @@ from tests.lab import Host, Lab
 HERE, THERE = Path("/srv/bench/memory"), Path("/srv/bench/arrived")
 LINKS = {"unlimited": "", "1gbit": "1gbit", "100mbit": "100mbit"}
 CONTENTS = ("mix", "random")
+WARM = 3  # times the workload's memory that the kernel has at hand when a turn begins
 WAYS = (("hybrid", "tls"), ("post", "tls"), ("pre", "tls"), ("stop", "tls"), ("hybrid", "ssh"))
 
 
@@ -72,6 +74,7 @@ class Plane:
 
     def _measured(self, link: str, act: Callable[[], object]) -> dict[str, float]:
         """Do it; return the time and what both sides used."""
+        warm(WARM * self.mib << 20)
         with self._link(link), used(self.lab["alpha"]) as source, used(self.lab["beta"]) as target:
             began = time.monotonic()
             act()

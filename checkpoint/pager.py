@@ -88,6 +88,7 @@ class Pager:
         self._early = EarlyPages(keeper, room)
         self._socket = 0  # its inode
         self._spaces: list[Space] = []
+        self._made_of: dict[int, list[Space]] = {}
         self._changing = threading.Lock()
         self._failure: BaseException | None = None
         self._count = 0
@@ -179,8 +180,12 @@ class Pager:
         os.set_blocking(space.fd, False)
         self._keeper.keep(space.name, space.fd)
         with self._changing:
-            self._spaces.append(space)
+            self._keep_in_mind(space)
         self._selector.register(space.fd, selectors.EVENT_READ, space)
+
+    def _keep_in_mind(self, space: Space) -> None:
+        self._spaces.append(space)
+        self._made_of.setdefault(space.inner, []).append(space)
 
     def _write_down(self) -> None:
         """Keep what a pager after us must know of the descriptors."""
@@ -252,7 +257,7 @@ class Pager:
             self._count += 1
             os.set_blocking(child.fd, False)
             self._keeper.keep(child.name, child.fd)
-            self._spaces.append(child)
+            self._keep_in_mind(child)
             self._selector.register(child.fd, selectors.EVENT_READ, child)
             self._write_down()
         elif message.event == Event.REMAP:
@@ -282,6 +287,17 @@ class Pager:
         source = int(np.frombuffer(content, np.uint8).ctypes.data)
         self._waited.discard((inner, address))
         self._place_in_all(inner, address, len(content), source)
+        self._filled += len(content) // PAGE
+
+    def fill_all(
+        self, inner: int, addresses: Addresses, pages: Addresses, content: memoryview
+    ) -> None:
+        """Do so for runs of pages of one process, whose content is one behind the other."""
+        source = int(np.frombuffer(content, np.uint8).ctypes.data)
+        for address, length in zip(addresses.tolist(), (pages * PAGE).tolist(), strict=True):
+            self._waited.discard((inner, address))
+            self._place_in_all(inner, address, length, source)
+            source += length
         self._filled += len(content) // PAGE
 
     def zero(self, inner: int, address: int, length: int) -> None:
@@ -395,15 +411,9 @@ class Pager:
         Also in those that are forked meanwhile: a child has what its parent had at the fork, and
         its parent may have got the range only after that.
         """
-        done: set[str] = set()
-        while todo := [space for space in self._of(inner) if space.name not in done]:
-            for space in todo:
+        for space in self._made_of.get(inner, ()):  # to which children are added at the end
+            if not space.gone:
                 self._place(space, address, length, source)
-                done.add(space.name)
-
-    def _of(self, inner: int) -> list[Space]:
-        with self._changing:
-            return [each for each in self._spaces if each.inner == inner and not each.gone]
 
     def _place(self, space: Space, address: int, length: int, source: int | None) -> None:
         """Place a range; a change of memory in between is heard first, and then respected."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from pymigrate.checkpoint.known_pages import Addresses, Flags, expanded
 from pymigrate.runtime.memory import Range, Regions
 from pymigrate.transport.pages import PAGE, Runs
 
-BATCH = 256  # pages: 1 MiB
 Kinds = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
@@ -31,10 +30,10 @@ def pack(view: memoryview, kept: Flags) -> int:
     return to // PAGE
 
 
-def batches(ranges: Iterable[Range], most: int = BATCH) -> Iterator[list[Range]]:
-    """Cut and gather ranges into lists of at most so many pages."""
+def batches(ranges: Iterable[Range], most: Callable[[], int]) -> Iterator[list[Range]]:
+    """Cut and gather ranges into lists of at most so many pages, asked for before each."""
     batch: list[Range] = []
-    room = most
+    room = most()
     for each in ranges:
         start = each.start
         while start < each.end:
@@ -44,7 +43,7 @@ def batches(ranges: Iterable[Range], most: int = BATCH) -> Iterator[list[Range]]
             start = end
             if not room:
                 yield batch
-                batch, room = [], most
+                batch, room = [], most()
     if batch:
         yield batch
 

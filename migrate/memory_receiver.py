@@ -13,6 +13,8 @@ from pymigrate.transport import pages
 from pymigrate.transport.conversation import Listener
 from pymigrate.transport.pages import PAGE, Batch, Kind, News, Stage
 
+TOLD = 4 << 20  # bytes after which it is told at the latest that they were taken
+
 
 def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
     """Take everything until the source ends the conversation; then nothing is missing.
@@ -33,7 +35,7 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
             room=arriving.room,
         )
         try:
-            taken = 0
+            taken = told = 0
             while (piece := listener.hear()) is not None:
                 batch = pages.decode(piece)
                 with pager.arriving():
@@ -42,7 +44,10 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
                     listener.tell(pages.news(News.HELD, inner=batch.inner))
                 pager.check()
                 taken += len(piece)
-                listener.tell(pages.news(News.TAKEN, value=taken))
+                # Of what waits here already the next word will tell, unless that is much.
+                if not listener.has_more or taken - told >= TOLD:
+                    listener.tell(pages.news(News.TAKEN, value=taken))
+                    told = taken
             pager.finish()
         finally:
             pager.close()
@@ -56,20 +61,17 @@ def _asks(batch: Batch) -> bool:
 
 def _take(pager: Pager, batch: Batch) -> None:
     runs, is_final = batch.runs, batch.stage is Stage.FINAL
-    at = 0
-    for run in runs.only(Kind.CONTENT):
-        length = run.pages * PAGE
-        content = batch.content[at : at + length]
-        at += length
-        if is_final and pager.is_attached:
-            pager.fill(batch.inner, run.address, content)
-        else:
-            pager.put_aside(batch.inner, run.address, content)
-            if is_final:
-                pager.settle(batch.inner, run.address, length, Content.ASIDE)
-    if is_final and not len(runs):
+    here = runs.only(Kind.CONTENT)
+    if is_final and pager.is_attached:
+        pager.fill_all(batch.inner, here.addresses, here.pages, batch.content)
+        runs = runs.only(Kind.ZERO, Kind.SAME)
+    else:
+        at = 0
+        for run in here:
+            pager.put_aside(batch.inner, run.address, batch.content[at : at + run.pages * PAGE])
+            at += run.pages * PAGE
+    if is_final and not len(batch.runs):
         pager.all_is_said()
     elif is_final:
-        rest = runs.only(Kind.ZERO, Kind.SAME)
-        contents = np.where(rest.kinds == Kind.ZERO, Content.ZERO, Content.ASIDE)
-        pager.settle_all(batch.inner, rest.addresses, rest.pages, contents.astype(np.uint64))
+        contents = np.where(runs.kinds == Kind.ZERO, Content.ZERO, Content.ASIDE)
+        pager.settle_all(batch.inner, runs.addresses, runs.pages, contents.astype(np.uint64))

@@ -12,38 +12,25 @@
                                 ◀─ TAKEN ───      so much of it is dealt with
 
 Older targets are sent nothing FINAL before they are ATTACHED. Never more than a window of bytes is
-on its way, so a wanted page waits behind little. One thread reads and leaves out what need not go,
-a pool compresses, one sends, one hears; all end with the conversation.
+on its way, so a wanted page waits behind little. One thread reads (``memory_reader.py``), a pool
+compresses, one sends, one hears; all end with the conversation.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
-from pymigrate.checkpoint.known_pages import Addresses, KnownPages, PageSet, zero_pages
-from pymigrate.migrate.batching import (
-    Kinds,
-    addresses_in,
-    addresses_of,
-    batches,
-    pack,
-    pieces,
-    ranges_of,
-    table,
-)
+from pymigrate.checkpoint.known_pages import Addresses, KnownPages
+from pymigrate.migrate.batching import addresses_in
+from pymigrate.migrate.memory_reader import MemoryReader
 from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
 from pymigrate.migrate.progress import Sent
-from pymigrate.runtime.errors import MigrationError
-from pymigrate.runtime.memory import Area, Memories, Memory, Range
-from pymigrate.runtime.write_tracking import WriteTracking
+from pymigrate.runtime.memory import Memories
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import PATIENCE, Speaker
@@ -51,8 +38,6 @@ from pymigrate.transport.pages import PAGE, Kind, News, Run, Runs, Stage
 
 SIZE = pages.MAX_PAGES * PAGE + pages.TRAILER
 WORKERS = 2  # threads that compress
-_RECALLED = 1 << 16  # pages of which it is said in one step that they hold
-AROUND = 8  # pages that go with a wanted one
 
 
 class MemorySender:
@@ -84,14 +69,11 @@ class MemorySender:
         self._ahead = ahead
         self._conclude = conclude
         self._tell_failed = failed
-        self._known = KnownPages() if after is None else after._confirmed()
+        known = KnownPages() if after is None else after._confirmed()
+        self._reader = MemoryReader(self, self.sent, known)
         self._held: set[int] = set()
         self._total = 0  # bytes of all batches that were put into the outbox
         self._unconfirmed: deque[tuple[int, int, Addresses]] = deque()  # sent with this total
-        self._hot: list[tuple[int, Addresses]] = []  # what the last round found changed
-        self._gone = PageSet()  # FINAL pages that were sent
-        self._memories = Memories()
-        self._tracking = WriteTracking()
         self._outbox = Outbox(SIZE)
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="memory-compress")
         self._changed = threading.Condition()
@@ -103,7 +85,6 @@ class MemorySender:
         self._all_read = False
         self._end_said = False
         self._frozen = False
-        self._traced = False
         self._ended = False
         self._attached = False
         self._complete = False
@@ -126,24 +107,24 @@ class MemorySender:
 
         It says so by taking a batch, of nothing; or of what it is asked to hold from before.
         """
-        processes = self._known.processes()
+        processes = self._reader.known.processes()
         self._begin(self._ask(processes))
         self._await(lambda: (self._has_gone and self._pace.all_taken) or self._complete)
         for inner in set(processes) - self._held:
-            self._known.forget_process(inner)
+            self._reader.known.forget_process(inner)
 
     def _ask(self, processes: Sequence[int]) -> Iterator[None]:
-        self._say(self._take_buffer(), 0, Stage.EARLY, 0, Runs.of(()))
+        self.say(self.take_buffer(), 0, Stage.EARLY, 0, Runs.of(()))
         yield
         for inner in processes:
-            self._say(self._take_buffer(), 0, Stage.EARLY, inner, _one(0, Kind.SAME))
+            self.say(self.take_buffer(), 0, Stage.EARLY, inner, Runs.of([Run(0, 1, Kind.SAME)]))
             yield
 
     def _confirmed(self) -> KnownPages:
         """Give what is known but for what the target has not said that it took."""
         for _, inner, addresses in self._unconfirmed:
-            self._known.forget(inner, addresses)
-        return self._known
+            self._reader.known.forget(inner, addresses)
+        return self._reader.known
 
     def round(self, pids: Sequence[int]) -> int:
         """Send what has changed since the last round; the processes run. Return pages sent.
@@ -151,12 +132,12 @@ class MemorySender:
         On return the target has taken all of it, so that the time was the link's too.
         """
         before = self.sent.early
-        self._hot = []
-        self._tracking.watch(pids)
+        self._pace.somebody_waits = False
+        self._reader.watch(pids)
         with Memories.of(pids) as memories:
-            self._begin(self._walk(memories, Stage.EARLY))
+            self._begin(self._reader.walk(memories, Stage.EARLY))
             self._await(lambda: self._has_gone)
-        self._tracking.mistrust()
+        self._reader.mistrust()
         started = time.monotonic()
         self._await(lambda: self._pace.all_taken)
         self.sent.sending += time.monotonic() - started
@@ -172,16 +153,15 @@ class MemorySender:
         """
         with self._changed:
             self._frozen = True
-            self._traced = traced
+            self._pace.somebody_waits = True
             self._check()
-            self._memories.close()
-            self._memories = Memories.of(pids)
+            self._reader.freeze(pids, traced=traced)
             self._changed.notify_all()
 
     def release(self) -> None:
         """Look at all memory from now on: CRIU is done with the processes."""
         with self._changed:
-            self._traced = False
+            self._reader.release()
             self._changed.notify_all()
 
     def begin(self) -> None:
@@ -192,7 +172,7 @@ class MemorySender:
         if self._begun:
             return
         self._begun = True
-        self._begin(self._walk(self._memories, Stage.FINAL))
+        self._begin(self._reader.walk(self._reader.memories, Stage.FINAL))
 
     @property
     def has_failed(self) -> bool:
@@ -249,8 +229,7 @@ class MemorySender:
     def close(self) -> None:
         """Send nothing more; the conversation ends with its connection. May be repeated."""
         self._stop()
-        self._memories.close()
-        self._tracking.close()
+        self._reader.close()
 
     # The threads.
 
@@ -301,7 +280,7 @@ class MemorySender:
                 work = self._work
                 ends = self._is_at_end
             for inner, address in wanted:
-                self._send_wanted(inner, address)
+                self._reader.send_wanted(inner, address)
             if ends:
                 with self._changed:
                     self._all_read = True
@@ -317,7 +296,7 @@ class MemorySender:
         return self._ends and (self._work is None or self._complete)
 
     def _may_go_on(self) -> bool:
-        if self._ended or self._is_at_end or (self._wanted and self._memories.by_inner):
+        if self._ended or self._is_at_end or (self._wanted and self._reader.memories.by_inner):
             return True
         return self._work is not None and self._outbox.has_room
 
@@ -352,176 +331,40 @@ class MemorySender:
             return self._complete or self._pace.may_send
         return self._all_read
 
-    # What is sent.
+    # For the one who reads.
 
-    def _walk(self, memories: Memories, stage: Stage) -> Iterator[None]:
-        """Send all pages of all processes, a batch at each step."""
-        self.sent.turn, self.sent.looked = self.sent.turn + 1, 0
-        every = memories.by_inner.values()
-        areas = [(each, area) for each in every for area in each.areas()]
-        if stage is Stage.EARLY:
-            for memory, area in areas:
-                yield from self._walk_ranges(memory, self._tracking.written(memory, area), stage)
-            return
-        while not (self._ahead or self._attached or self._complete):
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._attached or self._complete or self._ended or self._wanted
-                )
-            yield
-        later: list[tuple[Memory, Area]] = []
-        if self._traced:
-            quiet = {(each.inner, area) for each in every for area in each.quiet_areas()}
-            later = [(each, area) for each, area in areas if (each.inner, area) not in quiet]
-            areas = [(each, area) for each, area in areas if (each.inner, area) in quiet]
-        yield from self._walk_frozen(areas)
-        while later and self._traced and not self._complete:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: not self._traced or self._complete or self._ended or self._wanted
-                )
-            yield
-        yield from self._walk_frozen(later)
-        if not self._complete:
-            # Nothing of nobody: what was not spoken of until now are zeros.
-            self._say(self._take_buffer(), 0, Stage.FINAL, 0, Runs.of(()))
+    @property
+    def is_complete(self) -> bool:
+        """Whether the target misses nothing any more."""
+        return self._complete
 
-    def _walk_frozen(self, areas: Sequence[tuple[Memory, Area]]) -> Iterator[None]:
-        """Say first what holds, which takes no reading where writes are tracked; then the rest."""
-        others: list[tuple[Memory, Iterable[Range]]] = []
-        for memory, some in itertools.groupby(areas, key=lambda each: each[0]):
-            sorted_areas = [self._tracking.sort(memory, area) for _, area in some]
-            others.append((memory, itertools.chain.from_iterable(rest for _, rest in sorted_areas)))
-            for addresses in pieces(
-                np.concatenate([clean for clean, _ in sorted_areas]), _RECALLED
-            ):
-                unknown = self._say_held(memory.inner, addresses)
-                if len(unknown):
-                    others.append((memory, ranges_of(unknown)))
-                yield
-        yield from self._walk_hot()
-        for memory, left in others:
-            yield from self._walk_ranges(memory, left, Stage.FINAL)
+    @property
+    def takes_final(self) -> bool:
+        """Whether the target takes FINAL pages by now."""
+        return self._ahead or self._attached
 
-    def _walk_ranges(self, memory: Memory, ranges: Iterable[Range], stage: Stage) -> Iterator[None]:
-        for some in batches(ranges):
-            if self._complete:
-                return
-            addresses = addresses_of(some)
-            self._send_pages(memory, addresses, stage)
-            self.sent.looked += len(addresses)
-            yield
+    def batch_pages(self) -> int:
+        """Return how many pages the next batch may have."""
+        return min(pages.MAX_PAGES, self._pace.batch // PAGE)
 
-    def _walk_hot(self) -> Iterator[None]:
-        """Send what was written last: it will be needed first."""
-        for inner, addresses in self._hot:
-            memory = self._memories.by_inner.get(inner)
-            if memory is None or self._complete:
-                continue  # it has ended since
-            left = addresses[self._gone.missing(inner, addresses)]
-            there = np.array([memory.has_page(int(each)) for each in left], np.bool_)
-            if self._traced:
-                quiet = np.zeros(len(left), np.bool_)
-                for area in memory.quiet_areas():
-                    quiet |= (left >= area.start) & (left < area.end)
-                there &= quiet
-            self._send_pages(memory, left[there], Stage.FINAL)
-            yield
+    def pause(self, until: Callable[[], bool]) -> None:
+        """Wait until then, or until a page is wanted, or nothing more is to be said."""
+        with self._changed:
+            self._changed.wait_for(lambda: until() or self._complete or self._ended or self._wanted)
 
-    def _say_held(self, inner: int, addresses: Addresses) -> Addresses:
-        """Say of pages that were not written that they hold; return those that were never sent."""
-        addresses = addresses[self._gone.missing(inner, addresses)]
-        known, zeros = self._known.recall(inner, addresses)
-        held = addresses[known]
-        if len(held):
-            kinds = np.where(zeros[known], np.uint8(Kind.ZERO), np.uint8(Kind.SAME))
-            self._gone.add(inner, held)
-            self._count(kinds, Stage.FINAL)
-            self.sent.looked += len(held)
-            said = table(held, kinds)
-            for at in range(0, len(said), pages.MAX_RUNS):
-                some = said[at : at + pages.MAX_RUNS]
-                self._say(self._take_buffer(), 0, Stage.FINAL, inner, some)
-        return addresses[~known]
-
-    def _send_wanted(self, inner: int, address: int) -> None:
-        """Send the page that a process waits for, with those behind it."""
-        self.sent.wanted += 1
-        memory = self._memories.by_inner.get(inner)
-        if memory is None:
-            raise MigrationError(
-                f"the target asks for the memory of a process {inner}, there is none"
-            )
-        near = np.arange(address, address + AROUND * PAGE, PAGE, dtype=np.uint64)
-        if not memory.has_page(address):
-            if self._gone.missing(inner, near[:1])[0]:
-                self._gone.add(inner, near[:1])
-                zero = _one(address, Kind.ZERO)
-                self._say(self._take_buffer(), 0, Stage.FINAL, inner, zero, urgent=True)
-            return
-        there = np.array([memory.has_page(int(each)) for each in near], np.bool_)
-        count = int(np.argmin(there)) or AROUND if not there.all() else AROUND
-        self._send_pages(memory, near[:count], Stage.FINAL, urgent=True)
-
-    def _send_pages(
-        self, memory: Memory, addresses: Addresses, stage: Stage, *, urgent: bool = False
-    ) -> None:
-        if stage is Stage.FINAL:
-            addresses = addresses[self._gone.missing(memory.inner, addresses)]
-        if not len(addresses):
-            return
-        buffer = self._take_buffer()
-        view = memoryview(buffer)[: len(addresses) * PAGE]
-        got = memory.read(ranges_of(addresses), view) // PAGE
-        if stage is Stage.EARLY:
-            # Counted as not written since, and yet never read: what was known of them is not it.
-            self._known.forget(memory.inner, addresses[got:])
-            addresses, view = addresses[:got], view[: got * PAGE]
-        elif got < len(addresses):
-            raise MigrationError(
-                f"memory of process {memory.inner} at {int(addresses[got]):#x} cannot be read"
-            )
-        kinds = self._sort(memory.inner, addresses, view, stage)
-        content = kinds == Kind.CONTENT
-        if stage is Stage.EARLY:
-            addresses, kinds = addresses[content], kinds[content]
-            self._hot.append((memory.inner, addresses))
-        else:
-            self._gone.add(memory.inner, addresses)
-        self._count(kinds, stage)
-        if not len(addresses):
-            with self._changed:
-                self._outbox.give_back(buffer)
-            return
-        said = table(addresses, kinds)
-        self._say(buffer, pack(view, content), stage, memory.inner, said, urgent=urgent)
-
-    def _sort(self, inner: int, addresses: Addresses, view: memoryview, stage: Stage) -> Kinds:
-        """Say of each page whether its content must go; remember it if it does."""
-        if stage is Stage.FINAL and not self._known:
-            return np.where(zero_pages(view), np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
-        seen = self._known.compare(inner, addresses, view)
-        kinds = np.where(seen.zeros, np.uint8(Kind.ZERO), np.uint8(Kind.CONTENT))
-        kinds[seen.unchanged] = Kind.SAME
-        if stage is Stage.EARLY:
-            self._known.learn(inner, addresses, seen)
-        return kinds
-
-    def _take_buffer(self) -> bytearray:
+    def take_buffer(self) -> bytearray:
+        """Take a buffer for a batch, to `say` it or to `give_back`."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._outbox.has_any)
             # At the end nobody sends, and the piece goes nowhere.
             return self._outbox.take() if self._outbox.has_any else bytearray(SIZE)
 
-    def _count(self, kinds: Kinds, stage: Stage) -> None:
-        if stage is Stage.EARLY:
-            self.sent.early += len(kinds)
-            return
-        self.sent.content += int((kinds == Kind.CONTENT).sum())
-        self.sent.zero += int((kinds == Kind.ZERO).sum())
-        self.sent.same += int((kinds == Kind.SAME).sum())
+    def give_back(self, buffer: bytearray) -> None:
+        """Give back a buffer of which nothing is said."""
+        with self._changed:
+            self._outbox.give_back(buffer)
 
-    def _say(
+    def say(
         self,
         buffer: bytearray,
         count: int,
@@ -543,7 +386,3 @@ class MemorySender:
                 self._unconfirmed.append((self._total, inner, addresses_in(said)))
             self._outbox.put(piece, urgent=urgent)
             self._changed.notify_all()
-
-
-def _one(address: int, kind: Kind) -> Runs:
-    return Runs.of([Run(address, 1, kind)])

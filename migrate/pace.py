@@ -1,9 +1,10 @@
 """How much may be on its way, and whether to compress: from what the other side has taken. Pure.
 
 A wanted page waits behind everything that is on its way. So that is no more than the link carries
-in DELAY. Where sending is the bottleneck, compression is tried, and kept if more pages arrive by
-it than before: on a fast link, or where the CPUs are busy, fewer do. A limit is a slow link. On a
-link that may be a fast one, whose beginning was slow, it is tried later and given up now and then.
+in DELAY, from when on somebody may wait. Where sending is the bottleneck, compression is tried, and
+kept if more pages arrive by it than before: on a fast link, or where the CPUs are busy, fewer do. A
+limit is a slow link. On a link that may be a fast one, whose beginning was slow, it is tried later
+and given up now and then.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from collections import deque
 DELAY = 0.016  # seconds of sending that may lie before a wanted page
 LEAST = 1 << 20  # bytes on their way, so that a link with some delay is kept busy
 MOST = 8 << 20
+BATCH = 1 << 20  # bytes in one; twice as many where nobody waits, or not for long
 LEVEL = 1  # zstd's; on memory, 3 gives 2 % less for 1.6 times the CPU, 9 gives 4 % for 8 times
 SAMPLES = 64  # batches, of which the last are looked at
 BUSY = 0.5  # part of the batches that had to wait for the link, above which they are compressed
 IDLE = 0.1  # and below which they are not
 SURELY = 150e6  # bytes a second; on a slower link zstd gains far more than looking again costs
-WORTHWHILE = 300e6  # bytes a second; a faster link is not made faster by zstd on one thread
+WORTHWHILE = (
+    200e6  # bytes a second; on a faster link zstd, beside the rest of the work, gains nothing
+)
+BEGINNING = 0.3  # seconds that say nothing of a link: both sides have just begun
 TRIAL = 24  # batches taken, after which it is seen what compression gave
 GAIN = 1.1  # times as many pages as before, at least, or it is given up
 REST = 512  # batches until it is tried again
@@ -32,10 +37,13 @@ class Pace:
         self._limited = limit is not None and limit < WORTHWHILE
         self.level: int | None = LEVEL if self._limited else None
         self.rate = 0.0  # bytes a second that arrive
+        self.somebody_waits = True
         self._sent = 0
         self._on_wire: deque[tuple[int, int]] = deque()  # sent with this one, its bytes on the wire
         self._in_flight = 0
         self._arrived = 0
+        self._first: float | None = None  # when the first was taken
+        self._has_begun = False  # and the rate is one of after that
         self._since: float | None = None
         self._base = 0
         self._blocked: deque[bool] = deque(maxlen=SAMPLES)
@@ -49,7 +57,15 @@ class Pace:
     @property
     def window(self) -> int:
         """How many bytes may be on their way."""
+        if not self.somebody_waits:
+            return MOST
         return int(min(MOST, max(LEAST, self.rate * DELAY)))
+
+    @property
+    def batch(self) -> int:
+        """How many bytes a batch may have: each is work for both sides, whatever its size."""
+        is_short = self.rate * DELAY >= 2 * BATCH
+        return BATCH if self.somebody_waits and not is_short else 2 * BATCH
 
     @property
     def may_send(self) -> bool:
@@ -75,13 +91,17 @@ class Pace:
             self._arrived += wire
             self._since_change += 1
             self._resting = max(0, self._resting - 1)
+        self._first = now if self._first is None else self._first
         self._taken = max(self._taken, min(total, self._sent))
         self._judge(now)
         if self._since is None:
             self._since, self._base = now, self._arrived
         elif now - self._since >= 0.05:
             rate = (self._arrived - self._base) / (now - self._since)
-            self.rate = rate if not self.rate else (self.rate + rate) / 2
+            is_first = not self.rate
+            if not self._has_begun and self._since - self._first >= BEGINNING:
+                is_first = self._has_begun = True
+            self.rate = rate if is_first else (self.rate + rate) / 2
             self._since, self._base = now, self._arrived
 
     def resumes(self) -> None:
@@ -124,7 +144,7 @@ class Pace:
             return  # the wait is ours, before the link
         self._blocked.append(blocked)
         part = sum(self._blocked) / len(self._blocked)
-        slow = 0 < self.rate < WORTHWHILE and not self._resting
+        slow = self._has_begun and self.rate < WORTHWHILE and not self._resting
         enough = SAMPLES // 4 if self.rate < SURELY else SAMPLES
         if self.level is None and slow and len(self._blocked) >= enough and part > BUSY:
             self._look_again = self.rate >= SURELY

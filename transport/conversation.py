@@ -103,6 +103,11 @@ class Listener:
         self._bytes = 0
         self.ended = False
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something can be heard at once."""
+        return self._link.waiting
+
     def hear(self) -> Buffer | None:
         """Wait for the next piece; None after the last one.
 

@@ -135,7 +135,9 @@ class Runs(Sequence[Run]):
 
     def only(self, *kinds: Kind) -> Runs:
         """Return those of some kinds."""
-        return Runs(self._table[np.isin(self._table["kind"], kinds)])
+        mine = self._table["kind"]
+        # np.isin() sorts, which takes longer than all the rest that is done with a batch.
+        return Runs(self._table[np.logical_or.reduce([mine == kind for kind in kinds])])
 
     def tobytes(self) -> bytes:
         """Return them as they go over the wire."""

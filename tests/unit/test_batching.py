@@ -33,7 +33,7 @@ def pages_of(some: list[Range]) -> list[int]:
 
 @given(ranges(), st.integers(1, 50))
 def test_ranges_are_cut_into_batches_and_none_is_lost(some: list[Range], most: int) -> None:
-    cut = [*batches(some, most)]
+    cut = [*batches(some, lambda: most)]
     assert pages_of(some) == [at for batch in cut for at in pages_of(batch)]
     assert all(0 < len(pages_of(batch)) <= most for batch in cut)
 

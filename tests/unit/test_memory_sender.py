@@ -379,7 +379,7 @@ def memory_of(pid: int) -> dict[int, bytes]:
 @pytest.mark.parametrize("taken", [True, False])
 def test_cut_at_any_piece_a_round_goes_on_from_what_the_target_holds(pid: int, taken: bool) -> None:
     expected = memory_of(pid)
-    for cut in (1, 2, 3, 8, MIB - 1):
+    for cut in (1, 2, 3, 5, MIB * 256 // pages.MAX_PAGES - 1):
         held: dict[tuple[int, int], bytes] = {}
         first = MemorySender(Holding(held, cut, taken=taken), m.PagesTaken)
         with pytest.raises(Unreachable):
@@ -394,7 +394,7 @@ def test_cut_at_any_piece_a_round_goes_on_from_what_the_target_holds(pid: int, t
         second.close()
 
         assert expected == {address: page for (_, address), page in held.items()}
-        assert len(expected) - arrived <= again <= len(expected) - arrived + 256
+        assert len(expected) - arrived <= again <= len(expected) - arrived + pages.MAX_PAGES
 
 
 def test_what_the_target_does_not_hold_any_more_goes_again(pid: int) -> None:

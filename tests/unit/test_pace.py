@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pymigrate.migrate.pace import (
+    BEGINNING,
     DELAY,
     LEAST,
     LEVEL,
@@ -62,6 +63,35 @@ def test_a_wanted_page_waits_behind_no_more_than_the_link_carries_in_that_time()
     assert LEAST == slow.window
     assert fast.window == int(fast.rate * DELAY)
     assert abs(fast.rate - 500e6) < 25e6
+
+
+def test_while_nobody_waits_as_much_is_on_its_way_as_ever_may_be() -> None:
+    pace = Pace()
+    pace.somebody_waits = False
+    carried(pace, 12.5e6, 40, blocked=True)
+    before = pace.window
+    pace.somebody_waits = True
+
+    assert [MOST, LEAST] == [before, pace.window]
+
+
+def test_batches_are_large_where_that_delays_nobody() -> None:
+    slow, fast, early = Pace(), Pace(), Pace()
+    early.somebody_waits = False
+    for pace, rate in ((slow, 12.5e6), (fast, 500e6), (early, 12.5e6)):
+        carried(pace, rate, 400, blocked=True)
+
+    assert [BATCH, 2 * BATCH, 2 * BATCH] == [pace.batch for pace in (slow, fast, early)]
+
+
+def test_the_beginning_says_nothing_of_a_link() -> None:
+    pace = Pace()
+    link = Link(SURELY * 0.9)
+    link.carry(pace, int(BEGINNING * link.rate / BATCH), blocked=True)
+    link.rate = 2 * WORTHWHILE
+    link.carry(pace, SAMPLES, blocked=True)
+
+    assert pace.level is None
 
 
 def test_no_rate_makes_the_window_larger_than_its_bound() -> None:

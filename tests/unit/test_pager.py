@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pymigrate.checkpoint.known_pages import BLOCK
@@ -119,6 +120,19 @@ def test_what_holds_is_put_in_place_as_soon_as_all_processes_are_there(scene: Sc
     scene.pager.finish()
     assert [3, 3] == [scene.pager.filled, scene.pager.held]
     assert os.fstat(scene.pager._early._files[INNER]).st_blocks == 0  # it is not there twice
+
+
+def test_runs_that_arrive_are_put_in_place_with_what_is_theirs(scene: Scene) -> None:
+    scene.finish_restore()
+    content = memoryview(b"a" * PAGE + b"b" * PAGE + b"c" * PAGE)
+    addresses, counts = np.array([0x10000, 0x40000], np.uint64), np.array([1, 2], np.uint64)
+
+    scene.pager.fill_all(INNER, addresses, counts, content)
+    scene.pager.fill_all(INNER + 1, addresses, counts, content)  # there is nobody
+
+    assert (0x10000, b"a" * PAGE) == scene.kernel.next()
+    assert (0x40000, b"b" * PAGE + b"c" * PAGE) == scene.kernel.next()
+    assert scene.kernel.placed.empty()
 
 
 def test_what_is_waited_for_goes_before_what_is_ready(scene: Scene) -> None:
