@@ -449,10 +449,13 @@ class Pager:
         self._stop()
         self.check()
         self._keeper.drop_kept()
-        for space in self._spaces:
-            os.close(space.fd)
-        self._spaces.clear()
+        self._forget_spaces()
         (self._directory / "pager.json").unlink(missing_ok=True)
+
+    def _forget_spaces(self) -> None:
+        self._made_of.clear()
+        while self._spaces:
+            os.close(self._spaces.pop().fd)
 
     def _stop(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -478,9 +481,7 @@ class Pager:
         os.close(self._wake)
         self._wake = -1
         self._early.close()
-        for space in self._spaces:
-            os.close(space.fd)
-        self._spaces.clear()
+        self._forget_spaces()
         path = self._directory / SOCKET
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == self._socket:  # not that of a pager after us
