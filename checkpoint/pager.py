@@ -88,7 +88,6 @@ class Pager:
         self._early = EarlyPages(keeper, room)
         self._socket = 0  # its inode
         self._spaces: list[Space] = []
-        self._made_of: dict[int, list[Space]] = {}
         self._changing = threading.Lock()
         self._failure: BaseException | None = None
         self._count = 0
@@ -180,12 +179,8 @@ class Pager:
         os.set_blocking(space.fd, False)
         self._keeper.keep(space.name, space.fd)
         with self._changing:
-            self._keep_in_mind(space)
+            self._spaces.append(space)
         self._selector.register(space.fd, selectors.EVENT_READ, space)
-
-    def _keep_in_mind(self, space: Space) -> None:
-        self._spaces.append(space)
-        self._made_of.setdefault(space.inner, []).append(space)
 
     def _write_down(self) -> None:
         """Keep what a pager after us must know of the descriptors."""
@@ -257,7 +252,7 @@ class Pager:
             self._count += 1
             os.set_blocking(child.fd, False)
             self._keeper.keep(child.name, child.fd)
-            self._keep_in_mind(child)
+            self._spaces.append(child)
             self._selector.register(child.fd, selectors.EVENT_READ, child)
             self._write_down()
         elif message.event == Event.REMAP:
@@ -411,8 +406,8 @@ class Pager:
         Also in those that are forked meanwhile: a child has what its parent had at the fork, and
         its parent may have got the range only after that.
         """
-        for space in self._made_of.get(inner, ()):  # to which children are added at the end
-            if not space.gone:
+        for space in self._spaces:  # to which children are added at the end
+            if space.inner == inner and not space.gone:
                 self._place(space, address, length, source)
 
     def _place(self, space: Space, address: int, length: int, source: int | None) -> None:
