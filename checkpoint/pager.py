@@ -448,7 +448,6 @@ class Pager:
         (self._directory / "pager.json").unlink(missing_ok=True)
 
     def _forget_spaces(self) -> None:
-        self._made_of.clear()
         while self._spaces:
             os.close(self._spaces.pop().fd)
 

@@ -108,11 +108,11 @@ def played(
 def test_a_child_that_is_forked_meanwhile_gets_the_page_too(
     filler: Pager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filler._keep_in_mind(Space("0", 100, INNER))
+    filler._spaces.append(Space("0", 100, INNER))
 
     def fork_first(_fd: int) -> None:
         if len(filler._spaces) == 1:  # as when the message of a fork is read, and then
-            filler._keep_in_mind(Space("1", 101, INNER))
+            filler._spaces.append(Space("1", 101, INNER))
             raise Changing
 
     done = played(monkeypatch, fork_first)
@@ -124,8 +124,8 @@ def test_it_is_alone_when_the_last_process_is_gone(
     filler: Pager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not filler.is_alone  # there may be some yet
-    filler._keep_in_mind(Space("0", 100, INNER))
-    filler._keep_in_mind(Space("1", 101, INNER))
+    filler._spaces.append(Space("0", 100, INNER))
+    filler._spaces.append(Space("1", 101, INNER))
 
     def gone(_fd: int) -> None:
         raise Gone

@@ -70,8 +70,9 @@ def carried(target: Host) -> set[str]:
 
 
 def stamps_left_out(seen: str) -> list[str]:
-    """Leave out when directories changed last, and when sockets were made: CRIU makes them anew."""
-    lines = [line for line in seen.splitlines() if not line.endswith((" .", " .."))]
+    """Leave out when directories changed last, and what is made anew: sockets, other mounts."""
+    other = (" .", "..", " mqueue", " pts")  # file systems of their own, made with the container
+    lines = [line for line in seen.splitlines() if not line.endswith(other)]
     return [
         " ".join([*line.split()[:5], line.split()[-1]]) if line.startswith("srw") else line
         for line in lines
