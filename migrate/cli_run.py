@@ -81,6 +81,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("-v", "--volume", action="append", default=[], metavar="SRC:DST[:ro,local]",
         help="show it a directory of the host; local: does not travel")  # fmt: skip
     add("--tmpfs", action="append", default=[], metavar="DST[:OPTS]", help="mount a tmpfs")
+    add("--device", action="append", default=[], metavar="PATH[:PATH][:rwm]",
+        help="let it use a device of the host, there under another path; rwm: may read, write, "
+        "make nodes of it")  # fmt: skip
     add("--net", "--network", default="bridge", metavar="MODE",
         help="bridge (default), none, host, or ns:PATH")  # fmt: skip
     add("--bridge", metavar="NAME", help="the bridge for --net bridge (default: pymigrate0)")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pymigrate.migrate import limit_options, network_options
+from pymigrate.migrate import device_options, limit_options, network_options
 from pymigrate.migrate import run_options as options
 from pymigrate.migrate.amounts import NOTHING
 from pymigrate.runtime import errors, image_index, image_notes, launch, lock, reaping, spec, state
@@ -225,6 +225,7 @@ def _spec(
         namespaces = (*namespaces, spec.Namespace("user"))
     process, overrides = _rights(arguments, process)
     own_root = any(each.kind == "mount" and each.path is None for each in namespaces)
+    devices = device_options.granted(arguments.device, renamed=own_root and not users)
     made = spec.default_spec(
         args,
         process=process,
@@ -236,7 +237,8 @@ def _spec(
         sysctl=options.sysctls(arguments.sysctl),
         uid_mappings=users,
         gid_mappings=groups,
-        resources=limit_options.chosen(arguments),
+        devices=tuple(each.device for each in devices) if own_root else (),
+        resources=replace(limit_options.chosen(arguments), devices=device_options.rules(devices)),
         **overrides,
     )
     extra = (
