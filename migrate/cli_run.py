@@ -79,7 +79,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="a kernel parameter of its namespaces, such as net.core.somaxconn=99")  # fmt: skip
     add("--read-only", action="store_true", help="let nothing be written to its root")
     add("-v", "--volume", action="append", default=[], metavar="SRC:DST[:ro,local]",
-        help="show it a directory of the host; local: does not travel")  # fmt: skip
+        help="show it a directory of the host, or the volume of a name, which is made if it is "
+        "not there; local: does not travel")  # fmt: skip
     add("--tmpfs", action="append", default=[], metavar="DST[:OPTS]", help="mount a tmpfs")
     add("--device", action="append", default=[], metavar="PATH[:PATH][:rwm]",
         help="let it use a device of the host, there under another path; rwm: may read, write, "

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pymigrate.runtime import errors, restarting
 from pymigrate.runtime.health import Health
+from pymigrate.runtime.host import NAME
 from pymigrate.runtime.values import asdict, dataclass
 
 BRIDGE = "pymigrate0"
@@ -64,12 +65,16 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class Volume:
-    """A directory or file of the host inside the container; ``local`` does not travel."""
+    """A directory or file of the host inside the container; ``local`` does not travel.
+
+    ``name`` is that of a volume of ours, whose ``source`` each host decides: see volumes.py.
+    """
 
     source: str
     destination: str
     readonly: bool = False
     local: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -296,11 +301,15 @@ def _port(document: object) -> Port:
 
 def _volume(document: object) -> Volume:
     fields = _Fields(document, "container.json: volumes")
+    name = fields.optional_text("name")
+    if name is not None and not NAME.fullmatch(name):
+        raise errors.ContainerError(f"container.json: volumes: {name!r} is no name")
     return Volume(
         source=fields.text("source"),
         destination=fields.text("destination"),
         readonly=fields.flag("readonly"),
         local=fields.flag("local"),
+        name=name,
     )
 
 

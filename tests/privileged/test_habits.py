@@ -70,5 +70,9 @@ def test_the_list_is_filtered(tool: Tool) -> None:
     assert listed("status=paused", "status=running") == ["web1", "web2"]
     assert listed("exited=3") == ["job"]
     assert listed("exited=0") == []
+    assert listed("status=exited", "name=job") == ["job"]
+    [row] = json.loads(tool("ps", "--format", "json", "--filter", "name=web1").stdout)
+    assert ("web1", "running") == (row["name"], row["status"])
+    assert "no such status" in tool("ps", "--filter", "status=gone", code=2).stderr
     assert listed(f"image={tool.rootfs}", "network=none", "name=1") == ["web1"]
     assert "unknown" in tool("ps", "--filter", "colour=red", code=2).stderr

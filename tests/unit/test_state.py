@@ -29,7 +29,7 @@ RECORD = Record(
     ),
     stdin_open=True,
     remove_on_exit=True,
-    volumes=(Volume("/srv", "/data", readonly=True, local=True),),
+    volumes=(Volume("/srv", "/data", readonly=True, local=True), Volume("/v/db", "/x", name="db")),
 )
 STATE = State(
     status=Status.RUNNING,
@@ -48,6 +48,15 @@ def test_a_record_survives_being_written(tmp_path: Path) -> None:
     state.write_document(path, state.record_to_document(RECORD))
 
     assert RECORD == state.record_from_document(state.read_document(path))
+
+
+@pytest.mark.parametrize("name", ["../containers", "", ".", "a/b"])
+def test_a_name_that_leads_out_of_the_volumes_is_refused(name: str) -> None:
+    document = json.loads(json.dumps(state.record_to_document(RECORD)))
+    document["volumes"][1]["name"] = name
+
+    with pytest.raises(ContainerError, match="is no name"):
+        state.record_from_document(document)
 
 
 def test_a_record_of_before_there_were_ports_is_read() -> None:
