@@ -88,6 +88,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--net", "--network", default="bridge", metavar="MODE",
         help="bridge (default), none, host, or ns:PATH")  # fmt: skip
     add("--bridge", metavar="NAME", help="the bridge for --net bridge (default: pymigrate0)")
+    add("--dns", action="append", default=[], metavar="A",
+        help="a name server, in place of the host's")  # fmt: skip
+    add("--dns-search", action="append", default=[], metavar="DOMAIN",
+        help="where short names are looked for, in place of the host's")  # fmt: skip
+    add("--dns-option", action="append", default=[], metavar="WORD",
+        help="an option of resolv.conf, in place of the host's")  # fmt: skip
+    add("--add-host", action="append", default=[], metavar="NAME:A",
+        help="a line of /etc/hosts; the address host-gateway is the host's")  # fmt: skip
     add("--ip", metavar="A", help="its address (default: the lowest that is free)")
     add("--ip6", metavar="A", help="an IPv6 address beside that, such as fd00:88::5/64")
     add("--mac", metavar="M", help="its MAC address (default: follows from the address)")
@@ -107,6 +115,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--userns", metavar="UID:GID:SIZE",
         help="its users are these ranges of the host's, except in volumes, whose files keep "
         "their owners; auto: 100000:100000:65536")  # fmt: skip
+    for clock in ("monotonic", "boottime"):
+        add(f"--{clock}", type=int, metavar="SECONDS",
+            help=f"how far ahead of the host its CLOCK_{clock.upper()} is")  # fmt: skip
     add("--share", action="append", default=[], metavar="NS[,NS]",
         help="share these namespaces with the host")  # fmt: skip
     add("--join", action="append", default=[], metavar="NS:PATH", help="join another's namespace")

@@ -161,9 +161,9 @@ def _join_network(
     """Say the same about the network in both places, for there are two ways to say it."""
     given = next((each for each in namespaces if each.kind == "network"), None)
     if given is None:
-        return state.NetworkSettings(mode="host"), namespaces
+        return state.NetworkSettings(mode="host", names=network.names), namespaces
     if given.path is not None:
-        network = state.NetworkSettings(mode=f"ns:{given.path}")
+        network = state.NetworkSettings(mode=f"ns:{given.path}", names=network.names)
     # The supervisor holds the namespace, whoever's it is: the spec only says that there is one.
     others = tuple(each for each in namespaces if each is not given)
     return network, (*others, spec.Namespace("network"))
@@ -269,6 +269,7 @@ def _spec(
         sysctl=options.sysctls(arguments.sysctl),
         uid_mappings=users,
         gid_mappings=groups,
+        time_offsets=options.time_offsets(arguments, {each.kind for each in namespaces}),
         devices=tuple(each.device for each in devices) if own_root else (),
         resources=replace(limit_options.chosen(arguments), devices=device_options.rules(devices)),
         **overrides,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from pymigrate.migrate.amounts import NOTHING, seconds, size
@@ -16,7 +16,7 @@ from pymigrate.runtime import log, restarting
 from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.health import Health
 from pymigrate.runtime.host import NAME
-from pymigrate.runtime.settings import KINDS, IdMapping, Mount, Namespace
+from pymigrate.runtime.settings import KINDS, IdMapping, Mount, Namespace, TimeOffset
 from pymigrate.runtime.state import Volume
 from pymigrate.runtime.values import replace
 
@@ -195,6 +195,15 @@ def namespaces(share: Sequence[str], join: Sequence[str], mode: str) -> tuple[Na
         for kind in KINDS
         if kind not in shared and (kind != "user" or kind in joined)
     )
+
+
+def time_offsets(given: argparse.Namespace, kinds: Container[str]) -> tuple[TimeOffset, ...]:
+    """Read ``--monotonic`` and ``--boottime``, for a time namespace of the container's own."""
+    asked = (("monotonic", given.monotonic), ("boottime", given.boottime))
+    found = tuple(TimeOffset(clock, seconds) for clock, seconds in asked if seconds is not None)
+    if found and "time" not in kinds:
+        raise UsageError(f"--{found[0].clock} needs a time namespace of its own; {NOTHING}")
+    return found
 
 
 def _kind(word: str, option: str) -> str:

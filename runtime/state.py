@@ -33,6 +33,19 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Names:
+    """How a container finds others by name, beside and in place of what the host knows.
+
+    ``hosts`` are lines of /etc/hosts: "ADDRESS NAME".
+    """
+
+    servers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class NetworkSettings:
     """How a container is connected; ``mode`` is "bridge", "none", "host" or "ns:PATH"."""
 
@@ -46,6 +59,7 @@ class NetworkSettings:
     mac: str | None = None
     ports: tuple[Port, ...] = ()
     bandwidth: int | None = None  # bits a second in each direction
+    names: Names = Names()
 
     @property
     def is_own(self) -> bool:
@@ -241,6 +255,7 @@ def record_from_document(document: object) -> Record:
             mac=network.optional_text("mac"),
             ports=tuple(_port(item) for item in network.array("ports")),
             bandwidth=network.optional_number("bandwidth"),
+            names=_names(network.value("names")),
         ),
         stdin_open=fields.flag("stdin_open"),
         remove_on_exit=fields.flag("remove_on_exit"),
@@ -278,6 +293,22 @@ def _health(document: object) -> Health | None:
             raise errors.ContainerError(f"{where}: {each!r} is no time of a second or more")
     interval, timeout = (float(str(each)) for each in times)
     return Health(command, interval, retries, timeout)
+
+
+def _names(document: object) -> Names:
+    if document is None:
+        return Names()
+    where = "container.json: network: names"
+    fields = _Fields(document, where)
+
+    def words(key: str) -> tuple[str, ...]:
+        found = tuple(_text(item, f"{where}: {key}") for item in fields.array(key))
+        for each in found:
+            if not each.isprintable():  # a line of a file
+                raise errors.ContainerError(f"{where}: {key}: {each!r} cannot be written")
+        return found
+
+    return Names(words("servers"), words("search"), words("options"), words("hosts"))
 
 
 def _port(document: object) -> Port:
