@@ -187,8 +187,8 @@ class OciContainer:
         devices = self.spec.resources.devices
         if resources.cpu_period_us is not None and resources.cpu_quota_us is None:
             # In version 2 the two are one line.
-            quota = self.cgroup.cpu_quota()
-            resources = replace(resources, cpu_quota_us=quota and quota.quota_us)
+            if (now := self.cgroup.cpu_quota()) is not None:
+                resources = replace(resources, cpu_quota_us=now.quota_us)
         self.cgroup.apply(replace(resources, devices=device_rules(devices)))
 
     def delete(self, *, force: bool = False) -> None:

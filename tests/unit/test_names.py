@@ -61,7 +61,9 @@ def test_hosts_are_what_was_asked_for_and_the_container(
 
 
 def options(**given: list[str]) -> argparse.Namespace:
-    none = {name: [] for name in ("dns", "dns_search", "dns_option", "add_host")}
+    none: dict[str, list[str]] = {
+        name: [] for name in ("dns", "dns_search", "dns_option", "add_host")
+    }
     return argparse.Namespace(**{**none, **given})
 
 
