@@ -108,13 +108,14 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
         RestoreFailed: CRIU could not; nothing runs.
 
     """
-    record = wanted(opened.manifest.record, wishes)
-    tcp = wishes.tcp or opened.manifest.tcp
-    was = opened.manifest.record.network
+    manifest = opened.manifest.placed(host)
+    record = wanted(manifest.record, wishes)
+    tcp = wishes.tcp or manifest.tcp
+    was = manifest.record.network
     moved = (record.network.address, record.network.address6) != (was.address, was.address6)
     if moved and wishes.tcp is None:
         tcp = "close"  # an established connection cannot change its address
-    replaced = check(host, opened.manifest, record)
+    replaced = check(host, manifest, record)
     begun = time.monotonic()
     phases: dict[str, float] = {}
     with staging(host) as stage, ThreadPoolExecutor(1) as pool, ExitStack() as held:
@@ -123,17 +124,17 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
         launch = Launch(host.containers / record.name)  # it loads what it needs meanwhile
         held.callback(launch.abandon)
         skeleton = None
-        if not wishes.eager and lazily.is_possible(opened.manifest, opened.memory):
+        if not wishes.eager and lazily.is_possible(manifest, opened.memory):
             skeleton = opened.lay_out(stage)
         if skeleton is not None:
             held.callback(skeleton.close)
         sums = opened.extract(stage) if skeleton is None else skeleton.sums
         phases["unpack"] = time.monotonic() - begun
-        with _container(host, opened.manifest, record, replaced) as container, ExitStack() as undo:
+        with _container(host, manifest, record, replaced) as container, ExitStack() as undo:
             loaded = Loaded(container, tcp=tcp, phases=phases)
             _put_files(container, stage, sums, undo)
             phases["files"] = time.monotonic() - begun - sum(phases.values())
-            options = replace(opened.manifest.restore_options(debug=wishes.debug), tcp=tcp)
+            options = replace(manifest.restore_options(debug=wishes.debug), tcp=tcp)
             with container.prepare(plugged=False, launch=launch):
                 phases["prepare"] = time.monotonic() - begun - sum(phases.values())
                 if skeleton is None:

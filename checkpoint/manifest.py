@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from pymigrate.checkpoint.requests import RestoreOptions, node_mounts
 from pymigrate.checkpoint.tmpfs import MOST, Tmpfs
-from pymigrate.runtime import spec, state
+from pymigrate.runtime import spec, state, volumes
 from pymigrate.runtime.errors import BadArchive, PymigrateError
+from pymigrate.runtime.host import Host
 
 FORMAT = 1
 FORMAT_WITH_TMPFS = 2
@@ -45,6 +46,11 @@ class Manifest:
     def external_mounts(self) -> tuple[str, ...]:
         """The mount points of the container that CRIU does not write down: its volumes."""
         return tuple(volume.destination for volume in self.record.volumes)
+
+    def placed(self, host: Host) -> Manifest:
+        """Return the same with its volumes where this host has them."""
+        record, settings = volumes.placed(host, self.record, self.spec)
+        return replace(self, record=record, spec=settings)
 
     def restore_options(self, *, debug: bool = False) -> RestoreOptions:
         """Say what CRIU must be told to restore this."""

@@ -16,7 +16,7 @@ from pymigrate.migrate import facts
 from pymigrate.migrate.incoming import Incoming, Waiting, check_free, parse_json
 from pymigrate.migrate.journal import Journal, read
 from pymigrate.migrate.phases import Phase
-from pymigrate.runtime import spec, state
+from pymigrate.runtime import spec, state, volumes
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, NotFound, ProtocolError, WrongState
 from pymigrate.runtime.host import Host
@@ -91,6 +91,7 @@ class Agent:
         if record.name != request.name:
             raise ProtocolError(f"the record of {request.name} is that of {record.name}")
         arriving = spec.parse(parse_json(request.spec_json, "spec"))
+        record, arriving = volumes.placed(self.host, record, arriving)
         path = self._path(request.migration_id)
         if not path.exists():
             check_free(self.host, record)

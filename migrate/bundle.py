@@ -13,12 +13,13 @@ from pathlib import Path
 
 from pymigrate.migrate import run_options as options
 from pymigrate.migrate.amounts import NOTHING
-from pymigrate.migrate.network_options import network_asked
+from pymigrate.migrate.network_options import names, network_asked
 from pymigrate.runtime import errors, spec, state
 from pymigrate.runtime.oci_container import device_rules
 
 _ALLOWED = frozenset(
-    ("bandwidth", "bridge", "bundle", "debug", "detach", "health_cmd", "health_interval",
+    ("add_host", "bandwidth", "bridge", "bundle", "debug", "detach", "dns", "dns_option",
+     "dns_search", "health_cmd", "health_interval",
      "health_retries", "health_timeout", "interactive", "ip", "ip6", "json", "log_opt", "mac",
      "name", "net", "publish", "quiet", "restart", "rm", "root", "run", "tty", "verbose", "words")
 )  # fmt: skip
@@ -103,7 +104,8 @@ def _network(
     """Return how it is connected: as --net says where the bundle asks for a new network."""
     given = settings.namespace("network")
     if given is None:
-        return state.NetworkSettings(mode="host"), settings.namespaces
+        found_by = names(arguments)
+        return state.NetworkSettings(mode="host", names=found_by), settings.namespaces
     mode = f"ns:{given.path}" if given.path is not None else arguments.net
     if mode == "host":
         raise errors.UsageError(

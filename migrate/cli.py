@@ -30,6 +30,7 @@ FAMILIES = {
     "pymigrate.migrate.cli_events": "events",
     "pymigrate.migrate.cli_resources": "stats update",
     "pymigrate.migrate.cli_images": "image",
+    "pymigrate.migrate.cli_volumes": "volume",
     "pymigrate.migrate.cli_oci": "oci",
     "pymigrate.migrate.cli_checkpoint": "checkpoint restore archive",
     "pymigrate.migrate.cli_check": "check report-bug",

@@ -29,6 +29,9 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="only those: name=PART, id=BEGIN, status=WORD, exited=CODE, image=NAME, network=MODE; "
         "one key twice is either, different keys are both",
     )  # fmt: skip
+    listing.add_argument(
+        "--format", choices=("table", "json"), default="table", help="json: as --json"
+    )
     listing.add_argument("-q", "--quiet", action="store_true", help="print their ids only")
     listing.add_argument("--names", action="store_true", help="print their names only")
     listing.set_defaults(run=list_containers)
@@ -67,7 +70,7 @@ def list_containers(arguments: argparse.Namespace) -> int:
         shown = (Status.RUNNING, Status.PAUSED, Status.RESTARTING)
         found = [(each, now) for each, now in found if now.status in shown]
     found = [(each, now) for each, now in found if _passes(filters, each, now)]
-    if arguments.json:
+    if arguments.json or arguments.format == "json":
         output.emit([_row(each, now) for each, now in found])
     elif arguments.names:
         for each, _ in found:
@@ -99,8 +102,18 @@ def _filters(texts: Sequence[str]) -> dict[str, list[str]]:
             raise errors.UsageError(
                 f"--filter {text}: unknown", hint="KEY=VALUE with one of " + ", ".join(_FILTERS)
             )
+        if key == "status":
+            value = _STATUS.get(value, value)
+            if value not in (each.value for each in Status):
+                raise errors.UsageError(
+                    f"--filter {text}: no such status",
+                    hint="one of " + ", ".join(each.value for each in Status),
+                )
         found.setdefault(key, []).append(value)
     return found
+
+
+_STATUS = {"exited": Status.STOPPED.value}  # what podman calls it
 
 
 def _passes(filters: Mapping[str, list[str]], container: Container, now: State) -> bool:

@@ -79,11 +79,23 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="a kernel parameter of its namespaces, such as net.core.somaxconn=99")  # fmt: skip
     add("--read-only", action="store_true", help="let nothing be written to its root")
     add("-v", "--volume", action="append", default=[], metavar="SRC:DST[:ro,local]",
-        help="show it a directory of the host; local: does not travel")  # fmt: skip
+        help="show it a directory of the host, or the volume of a name, which is made if it is "
+        "not there; local: does not travel")  # fmt: skip
     add("--tmpfs", action="append", default=[], metavar="DST[:OPTS]", help="mount a tmpfs")
+    add("--device", action="append", default=[], metavar="PATH[:PATH][:rwm]",
+        help="let it use a device of the host, there under another path; rwm: may read, write, "
+        "make nodes of it")  # fmt: skip
     add("--net", "--network", default="bridge", metavar="MODE",
         help="bridge (default), none, host, or ns:PATH")  # fmt: skip
     add("--bridge", metavar="NAME", help="the bridge for --net bridge (default: pymigrate0)")
+    add("--dns", action="append", default=[], metavar="A",
+        help="a name server, in place of the host's")  # fmt: skip
+    add("--dns-search", action="append", default=[], metavar="DOMAIN",
+        help="where short names are looked for, in place of the host's")  # fmt: skip
+    add("--dns-option", action="append", default=[], metavar="WORD",
+        help="an option of resolv.conf, in place of the host's")  # fmt: skip
+    add("--add-host", action="append", default=[], metavar="NAME:A",
+        help="a line of /etc/hosts; the address host-gateway is the host's")  # fmt: skip
     add("--ip", metavar="A", help="its address (default: the lowest that is free)")
     add("--ip6", metavar="A", help="an IPv6 address beside that, such as fd00:88::5/64")
     add("--mac", metavar="M", help="its MAC address (default: follows from the address)")
@@ -103,6 +115,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--userns", metavar="UID:GID:SIZE",
         help="its users are these ranges of the host's, except in volumes, whose files keep "
         "their owners; auto: 100000:100000:65536")  # fmt: skip
+    for clock in ("monotonic", "boottime"):
+        add(f"--{clock}", type=int, metavar="SECONDS",
+            help=f"how far ahead of the host its CLOCK_{clock.upper()} is")  # fmt: skip
     add("--share", action="append", default=[], metavar="NS[,NS]",
         help="share these namespaces with the host")  # fmt: skip
     add("--join", action="append", default=[], metavar="NS:PATH", help="join another's namespace")

@@ -77,6 +77,7 @@ def container_facts(container: Container) -> ContainerFacts:
         labels=frozenset(
             label for pid in container.cgroup.pids() if (label := label_of(Path(f"/proc/{pid}")))
         ),
+        devices=tuple(each.path for each in container.spec.devices),
         limited_disks=tuple(dict.fromkeys(f"{each.major}:{each.minor}" for each in rates)),
     )
 

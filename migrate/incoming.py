@@ -285,7 +285,8 @@ class Incoming:
 
     def _restore(self) -> None:
         self.prepare()
-        manifest = Manifest.from_json((self.directory / "manifest.json").read_bytes())
+        written = Manifest.from_json((self.directory / "manifest.json").read_bytes())
+        manifest = written.placed(self.host)
         self.journal.note(memory_complete=not manifest.lazy)
         restore.hold(
             self.container(),

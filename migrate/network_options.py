@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 
 from pymigrate.migrate.amounts import NOTHING, bandwidth
 from pymigrate.runtime.errors import UsageError
-from pymigrate.runtime.state import BRIDGE, NetworkSettings, Port
+from pymigrate.runtime.names import HOST_GATEWAY
+from pymigrate.runtime.state import BRIDGE, Names, NetworkSettings, Port
+
+_WORD = re.compile(r"[!-~]+")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 def port(text: str) -> Port:
@@ -52,6 +57,7 @@ def network(
     ip6: str | None = None,
     published: Sequence[str] = (),
     rate: str | None = None,
+    found_by: Names | None = None,
 ) -> NetworkSettings:
     """Read how it is connected; the address is still without what the bridge gives."""
     if mode not in ("bridge", "none", "host") and not (mode.startswith("ns:/")):
@@ -75,7 +81,37 @@ def network(
         mac=mac,
         ports=ports(published),
         bandwidth=bandwidth(rate) if rate is not None else None,
+        names=found_by or Names(),
     )
+
+
+def names(arguments: argparse.Namespace) -> Names:
+    """Read ``--dns``, ``--dns-search``, ``--dns-option`` and ``--add-host``."""
+    for text in arguments.dns:
+        _check_address(text, f"--dns {text}")
+    for option, texts in (("search", arguments.dns_search), ("option", arguments.dns_option)):
+        for text in texts:
+            if not _WORD.fullmatch(text):
+                raise UsageError(f"--dns-{option} {text}: not one word; {NOTHING}")
+    lines = []
+    for text in arguments.add_host:
+        name, colon, address = text.partition(":")
+        if not colon or not _HOST.fullmatch(name):
+            raise UsageError(
+                f"--add-host {text}: not NAME:ADDRESS; {NOTHING}", hint="such as db:10.88.0.7"
+            )
+        if address != HOST_GATEWAY:
+            _check_address(address, f"--add-host {text}")
+        lines.append(f"{address} {name}")
+    given = (arguments.dns, arguments.dns_search, arguments.dns_option, lines)
+    return Names(*map(tuple, given))
+
+
+def _check_address(text: str, said: str) -> None:
+    try:
+        ip_address(text)
+    except ValueError as error:
+        raise UsageError(f"{said}: {text!r} is not an address; {NOTHING}") from error
 
 
 def network_asked(arguments: argparse.Namespace, mode: str) -> NetworkSettings:
@@ -88,4 +124,5 @@ def network_asked(arguments: argparse.Namespace, mode: str) -> NetworkSettings:
         ip6=arguments.ip6,
         published=arguments.publish,
         rate=arguments.bandwidth,
+        found_by=names(arguments),
     )

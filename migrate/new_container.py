@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pymigrate.migrate import limit_options, network_options
+from pymigrate.migrate import device_options, limit_options, network_options
 from pymigrate.migrate import run_options as options
 from pymigrate.migrate.amounts import NOTHING
 from pymigrate.runtime import errors, image_index, image_notes, launch, lock, reaping, spec, state
@@ -59,7 +60,7 @@ def make_from(
     network = network_options.network_asked(arguments, arguments.net)
     namespaces = options.namespaces(arguments.share, arguments.join, arguments.net)
     network, namespaces = _join_network(network, namespaces)
-    volumes = tuple(options.volume(text) for text in arguments.volume)
+    volumes = _volumes(host, arguments.volume)
     record = state.Record(
         id=identifier,
         name=name,
@@ -81,8 +82,39 @@ def make_from(
     made_spec = _spec(host, arguments, source, command, record, namespaces)
     if init is not None:
         made_spec, init = _below(init, made_spec)
-    with lock.locked(host.containers):  # two must not choose the same address
-        return Container.create(host, _with_address(host, record), made_spec, init)
+    with (
+        lock.locked(host.containers),  # two must not choose the same address
+        contextlib.ExitStack() as undo,
+    ):
+        _make_volumes(host, record, made_spec, undo)
+        container = Container.create(host, _with_address(host, record), made_spec, init)
+        undo.pop_all()
+    return container
+
+
+def _volumes(host: Host, texts: Sequence[str]) -> tuple[state.Volume, ...]:
+    found = tuple(options.volume(text) for text in texts)
+    if all(each.name is None for each in found):
+        return found
+    from pymigrate.runtime import volumes
+
+    return tuple(volumes.located(host, each) for each in found)
+
+
+def _make_volumes(
+    host: Host, record: state.Record, made: spec.Spec, undo: contextlib.ExitStack
+) -> None:
+    """Make the named volumes that are not there yet, the container's root's."""
+    named = [each for each in record.volumes if each.name is not None]
+    if not named:
+        return
+    from pymigrate.runtime import userns, volumes
+
+    mappings = (made.uid_mappings, made.gid_mappings)
+    owner = (userns.owner_on_host(mappings[0], 0), userns.owner_on_host(mappings[1], 0))
+    for each in named:
+        if volumes.make(host, each.name or "", owner):
+            undo.callback(os.rmdir, each.source)
 
 
 def _below(init: Path, made: spec.Spec) -> tuple[spec.Spec, Path | None]:
@@ -129,9 +161,9 @@ def _join_network(
     """Say the same about the network in both places, for there are two ways to say it."""
     given = next((each for each in namespaces if each.kind == "network"), None)
     if given is None:
-        return state.NetworkSettings(mode="host"), namespaces
+        return state.NetworkSettings(mode="host", names=network.names), namespaces
     if given.path is not None:
-        network = state.NetworkSettings(mode=f"ns:{given.path}")
+        network = state.NetworkSettings(mode=f"ns:{given.path}", names=network.names)
     # The supervisor holds the namespace, whoever's it is: the spec only says that there is one.
     others = tuple(each for each in namespaces if each is not given)
     return network, (*others, spec.Namespace("network"))
@@ -225,6 +257,7 @@ def _spec(
         namespaces = (*namespaces, spec.Namespace("user"))
     process, overrides = _rights(arguments, process)
     own_root = any(each.kind == "mount" and each.path is None for each in namespaces)
+    devices = device_options.granted(arguments.device, renamed=own_root and not users)
     made = spec.default_spec(
         args,
         process=process,
@@ -236,7 +269,9 @@ def _spec(
         sysctl=options.sysctls(arguments.sysctl),
         uid_mappings=users,
         gid_mappings=groups,
-        resources=limit_options.chosen(arguments),
+        time_offsets=options.time_offsets(arguments, {each.kind for each in namespaces}),
+        devices=tuple(each.device for each in devices) if own_root else (),
+        resources=replace(limit_options.chosen(arguments), devices=device_options.rules(devices)),
         **overrides,
     )
     extra = (

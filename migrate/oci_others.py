@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pymigrate.migrate import output
+from pymigrate.migrate.amounts import size
 from pymigrate.migrate.oci_verbs import FLAG, NAME, Verb, opened
 from pymigrate.runtime import errors, spec
 from pymigrate.runtime.oci_container import OciContainer
@@ -117,12 +118,16 @@ def _update(given: argparse.Namespace) -> int:
 def _resources(given: argparse.Namespace) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for group, key, value in (
-        ("memory", "limit", given.memory),
-        ("memory", "swap", given.memory_swap),
-        ("memory", "reservation", given.memory_reservation),
+        ("memory", "limit", _bytes(given.memory, "--memory")),
+        ("memory", "swap", _bytes(given.memory_swap, "--memory-swap")),
+        ("memory", "reservation", _bytes(given.memory_reservation, "--memory-reservation")),
         ("cpu", "quota", given.cpu_quota),
         ("cpu", "period", given.cpu_period),
+        ("cpu", "burst", given.cpu_burst),
         ("cpu", "shares", given.cpu_share),
+        ("cpu", "idle", given.cpu_idle),
+        ("cpu", "realtimePeriod", given.cpu_rt_period),
+        ("cpu", "realtimeRuntime", given.cpu_rt_runtime),
         ("cpu", "cpus", given.cpuset_cpus),
         ("cpu", "mems", given.cpuset_mems),
         ("blockIO", "weight", given.blkio_weight),
@@ -131,6 +136,10 @@ def _resources(given: argparse.Namespace) -> dict[str, Any]:
         if value is not None:
             document.setdefault(group, {})[key] = value
     return document
+
+
+def _bytes(text: str | None, option: str) -> int | None:
+    return None if text is None else -1 if text == "-1" else size(text, option)
 
 
 VERBS: Sequence[Verb] = (
@@ -156,12 +165,16 @@ VERBS: Sequence[Verb] = (
     ("resume", "let a frozen container go on", _resume, (NAME,)),
     ("update", "change limits", _update, (
         (("-r", "--resources"), {"metavar": "FILE", "help": "JSON; - is stdin"}),
-        (("--memory",), {"type": int, "metavar": "BYTES"}),
-        (("--memory-swap",), {"type": int, "metavar": "BYTES"}),
-        (("--memory-reservation",), {"type": int, "metavar": "BYTES"}),
+        (("--memory",), {"metavar": "SIZE"}),
+        (("--memory-swap",), {"metavar": "SIZE"}),
+        (("--memory-reservation",), {"metavar": "SIZE"}),
         (("--cpu-quota",), {"type": int, "metavar": "MICROSECONDS"}),
         (("--cpu-period",), {"type": int, "metavar": "MICROSECONDS"}),
+        (("--cpu-burst",), {"type": int, "metavar": "MICROSECONDS"}),
         (("--cpu-share",), {"type": int, "metavar": "N"}),
+        (("--cpu-idle",), {"type": int, "choices": (0, 1)}),
+        (("--cpu-rt-period",), {"type": int, "metavar": "MICROSECONDS"}),
+        (("--cpu-rt-runtime",), {"type": int, "metavar": "MICROSECONDS"}),
         (("--cpuset-cpus",), {"metavar": "LIST"}),
         (("--cpuset-mems",), {"metavar": "LIST"}),
         (("--blkio-weight",), {"type": int, "metavar": "N"}),

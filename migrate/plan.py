@@ -76,6 +76,7 @@ class ContainerFacts:
     cpu_baseline: str | None = None
     controllers: frozenset[str] = frozenset()  # that its limits need
     limited_disks: tuple[str, ...] = ()  # by number, as 8:0
+    devices: tuple[str, ...] = ()  # that it may use beside the usual ones, by path
     labels: frozenset[str] = frozenset()  # the profiles that a security module holds it to
 
 
@@ -271,6 +272,7 @@ def examine(
             )
         )
     findings.extend(_disks(target, container))
+    findings.extend(_devices(target, container))
     findings.extend(_room(target, container))
     return findings
 
@@ -401,6 +403,20 @@ def _disks(target: HostFacts, container: ContainerFacts) -> Sequence[Finding]:
     )
 
 
+def _devices(target: HostFacts, container: ContainerFacts) -> Sequence[Finding]:
+    """Say which devices it was given, whose numbers may be other devices elsewhere."""
+    if not container.devices:
+        return ()
+    return (
+        Finding(
+            "devices",
+            f"{container.name} may use this host's {', '.join(container.devices)}, whose numbers "
+            f"may be other devices at {target.hostname}, or none",
+            "--skip devices if they are the same there, or run the container without --device",
+        ),
+    )
+
+
 def _room(target: HostFacts, container: ContainerFacts) -> Sequence[Finding]:
     findings: list[Finding] = []
     # The images wait in files until they are restored, so memory counts on the disk too.
@@ -445,6 +461,7 @@ CHECKS = (
     "lsm",
     "clock",
     "disks",
+    "devices",
     "memory",
     "disk",
 )

@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from pymigrate.migrate.amounts import NOTHING, seconds, size
 from pymigrate.runtime import log, restarting
 from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.health import Health
-from pymigrate.runtime.settings import KINDS, IdMapping, Mount, Namespace
+from pymigrate.runtime.host import NAME
+from pymigrate.runtime.settings import KINDS, IdMapping, Mount, Namespace, TimeOffset
 from pymigrate.runtime.state import Volume
 from pymigrate.runtime.values import replace
 
@@ -56,17 +57,23 @@ def _add_variable(found: dict[str, str], word: str, option: str, host: Mapping[s
 
 
 def volume(text: str) -> Volume:
-    """Read ``SRC:DST[:ro,local]``; a directory of the host that must exist."""
+    """Read ``SRC:DST[:ro,local]``: a directory of the host that must exist, or a volume's name.
+
+    Where the volume is that is named is for volumes.py.
+    """
     source, colon, rest = text.partition(":")
     destination, _, words = rest.partition(":")
     options = words.split(",") if words else []
     unknown = [word for word in options if word not in ("ro", "rw", "local")]
-    if not colon or not source.startswith("/") or not destination.startswith("/") or unknown:
+    named = NAME.fullmatch(source)
+    if not colon or not (named or source.startswith("/")) or destination[:1] != "/" or unknown:
         raise UsageError(
             f"-v {text}: not SRC:DST[:ro,local]; {NOTHING}",
-            hint="two absolute paths, such as -v /srv/data:/data:ro",
+            hint="an absolute path or a volume's name, such as -v /srv/data:/data:ro, -v db:/data",
         )
     _check_destination(destination, f"-v {text}")
+    if named:
+        return Volume("", destination, "ro" in options, "local" in options, source)
     if not os.path.exists(source):  # noqa: PTH110 - a text, which is kept as it was given
         raise UsageError(f"-v {text}: there is no {source} on this host; {NOTHING}")
     return Volume(source, destination, readonly="ro" in options, local="local" in options)
@@ -74,8 +81,10 @@ def volume(text: str) -> Volume:
 
 def bind(given: Volume) -> Mount:
     """Return the mount that a volume is in a container that starts."""
-    access = "ro" if given.readonly else "rw"
-    return Mount(given.destination, "bind", given.source, ("rbind", "rprivate", access))
+    words = ["rbind", "rprivate", "ro" if given.readonly else "rw"]
+    if given.name is not None and not given.readonly:
+        words.append("tmpcopyup")  # an empty one begins with what the image has there
+    return Mount(given.destination, "bind", given.source, tuple(words))
 
 
 def tmpfs(text: str) -> Mount:
@@ -186,6 +195,15 @@ def namespaces(share: Sequence[str], join: Sequence[str], mode: str) -> tuple[Na
         for kind in KINDS
         if kind not in shared and (kind != "user" or kind in joined)
     )
+
+
+def time_offsets(given: argparse.Namespace, kinds: Container[str]) -> tuple[TimeOffset, ...]:
+    """Read ``--monotonic`` and ``--boottime``, for a time namespace of the container's own."""
+    asked = (("monotonic", given.monotonic), ("boottime", given.boottime))
+    found = tuple(TimeOffset(clock, seconds) for clock, seconds in asked if seconds is not None)
+    if found and "time" not in kinds:
+        raise UsageError(f"--{found[0].clock} needs a time namespace of its own; {NOTHING}")
+    return found
 
 
 def _kind(word: str, option: str) -> str:

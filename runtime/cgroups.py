@@ -260,8 +260,11 @@ class Cgroup:
         chosen = [limit for limit in plan if limit.controller in version1]
         if self.members[-1].version == 2:
             taken = version1 | ({"io"} if "blkio" in version1 else set())  # of two names, one
+            cgroups_v1.refuse_only_here(plan, version1)
             unified = cgroups_v2.limits(resources)
-            return chosen + [limit for limit in unified if limit.controller not in taken]
+            chosen += [limit for limit in unified if limit.controller not in taken]
+            return chosen + cgroups_v2.as_written(resources.unified, taken)
+        cgroups_v2.as_written(resources.unified, None)
         asked = (
             plan if resources.devices else [each for each in plan if each.controller != "devices"]
         )

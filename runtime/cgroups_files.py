@@ -64,6 +64,23 @@ def hugepage_limits(asked: Iterable[HugepageLimit], file: str, *, none: str) -> 
     ]
 
 
+def quota_and_burst(quota: Limit | None, file: str, burst: int | None) -> list[Limit]:
+    """Return both in an order that never has the burst above the quota, which is refused."""
+    if burst is None:
+        return [] if quota is None else [quota]
+    what = "cpu burst"
+    first = [] if quota is None else [Limit(what, "cpu", file, "0"), quota]
+    return [*first, Limit(what, "cpu", file, str(burst))]
+
+
+def weight_and_idle(weight: Limit | None, *, idle: bool | None) -> list[Limit]:
+    """Return both in an order that the kernel takes: who is idle has no weight."""
+    if idle is None:
+        return [] if weight is None else [weight]
+    value = Limit("cpu idleness", "cpu", "cpu.idle", str(int(idle)))
+    return [each for each in ((weight, value) if idle else (value, weight)) if each is not None]
+
+
 def read(directory: str, file: str) -> str:
     """Return the text of a file without its last newline."""
     with open(f"{directory}/{file}", encoding="ascii") as stream:  # noqa: PTH123 hot path

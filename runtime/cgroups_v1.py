@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from pymigrate.runtime import cgroups_devices
 from pymigrate.runtime import cgroups_files as files
 from pymigrate.runtime.cgroups_files import Limit
 from pymigrate.runtime.deadline import Deadline
+from pymigrate.runtime.errors import MissingFeature
 
 if TYPE_CHECKING:
     from pymigrate.runtime.spec import DeviceRule, Resources
@@ -57,13 +59,13 @@ def limits(resources: Resources, *, memory_and_swap_now: int | None) -> tuple[Li
     if resources.memory_reservation is not None:
         value = str(resources.memory_reservation)
         plan.append(Limit("memory reservation", "memory", "memory.soft_limit_in_bytes", value))
-    if resources.cpu_period_us is not None:
-        plan.append(Limit("cpu period", "cpu", "cpu.cfs_period_us", str(resources.cpu_period_us)))
-    if resources.cpu_quota_us is not None:
-        quota = max(resources.cpu_quota_us, -1)
-        plan.append(Limit("cpu quota", "cpu", "cpu.cfs_quota_us", str(quota)))
-    if resources.cpu_weight is not None:
-        plan.append(Limit("cpu weight", "cpu", "cpu.shares", str(shares(resources.cpu_weight))))
+    if resources.memory_swappiness is not None:
+        value = str(resources.memory_swappiness)
+        plan.append(Limit("swappiness", "memory", "memory.swappiness", value))
+    if resources.oom_kill_disabled is not None:
+        value = str(int(resources.oom_kill_disabled))
+        plan.append(Limit("OOM killer's absence", "memory", "memory.oom_control", value))
+    plan += _cpu(resources)
     if resources.cpuset_cpus:
         plan.append(Limit("set of cpus", "cpuset", "cpuset.cpus", resources.cpuset_cpus))
     if resources.cpuset_mems:
@@ -75,6 +77,51 @@ def limits(resources: Resources, *, memory_and_swap_now: int | None) -> tuple[Li
     plan += files.hugepage_limits(resources.hugepages, "limit_in_bytes", none="-1")
     plan += [_device(rule) for rule in resources.devices or cgroups_devices.DEFAULT]
     return tuple(plan)
+
+
+_ONLY_HERE = (
+    *("memory.swappiness", "memory.oom_control", "cpu.rt_period_us", "cpu.rt_runtime_us"),
+)
+
+
+def refuse_only_here(plan: Iterable[Limit], of_v1: Container[str]) -> None:
+    """Raise MissingFeature for a limit that version 2 does not have, if its controller is there.
+
+    A 0 is how it is there anyhow, but for swappiness.
+    """
+    for limit in plan:
+        wanted = limit.value != "0" or limit.file == "memory.swappiness"
+        if limit.file in _ONLY_HERE and wanted and limit.controller not in of_v1:
+            raise MissingFeature(
+                f"this host cannot enforce the {limit.what}: cgroup v2 has none",
+                hint="leave it out",
+            )
+
+
+def _cpu(resources: Resources) -> list[Limit]:
+    plan = []
+    if resources.cpu_period_us is not None:
+        plan.append(Limit("cpu period", "cpu", "cpu.cfs_period_us", str(resources.cpu_period_us)))
+    quota = resources.cpu_quota_us
+    plan += files.quota_and_burst(
+        None
+        if quota is None
+        else Limit("cpu quota", "cpu", "cpu.cfs_quota_us", str(max(quota, -1))),
+        "cpu.cfs_burst_us",
+        resources.cpu_burst_us,
+    )
+    weight = resources.cpu_weight
+    plan += files.weight_and_idle(
+        None if weight is None else Limit("cpu weight", "cpu", "cpu.shares", str(shares(weight))),
+        idle=resources.cpu_idle,
+    )
+    for what, file, value in (
+        ("realtime period", "cpu.rt_period_us", resources.cpu_rt_period_us),
+        ("realtime quota", "cpu.rt_runtime_us", resources.cpu_rt_runtime_us),
+    ):
+        if value is not None:
+            plan.append(Limit(what, "cpu", file, str(value)))
+    return plan
 
 
 def _io(resources: Resources) -> list[Limit]:

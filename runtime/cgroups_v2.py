@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import select
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from pymigrate.runtime import cgroups_files as files
 from pymigrate.runtime.cgroups_files import Limit
 from pymigrate.runtime.deadline import Deadline
+from pymigrate.runtime.errors import MissingFeature
 
 if TYPE_CHECKING:
     from pymigrate.runtime.spec import Resources
@@ -39,12 +41,7 @@ def limits(resources: Resources) -> tuple[Limit, ...]:
     if resources.memory_reservation is not None:
         value = _most(resources.memory_reservation)
         plan.append(Limit("memory reservation", "memory", "memory.low", value))
-    if resources.cpu_quota_us is not None or resources.cpu_period_us is not None:
-        quota = _most(resources.cpu_quota_us or -1)
-        value = f"{quota} {resources.cpu_period_us}" if resources.cpu_period_us else quota
-        plan.append(Limit("cpu quota", "cpu", "cpu.max", value))
-    if resources.cpu_weight is not None:
-        plan.append(Limit("cpu weight", "cpu", "cpu.weight", str(resources.cpu_weight)))
+    plan += _cpu(resources)
     if resources.cpuset_cpus:
         plan.append(Limit("set of cpus", "cpuset", "cpuset.cpus", resources.cpuset_cpus))
     if resources.cpuset_mems:
@@ -53,6 +50,42 @@ def limits(resources: Resources) -> tuple[Limit, ...]:
         most = _most(resources.pids_limit or -1)
         plan.append(Limit("limit of processes", "pids", "pids.max", most))
     return (*plan, *_io(resources), *files.hugepage_limits(resources.hugepages, "max", none="max"))
+
+
+def _cpu(resources: Resources) -> list[Limit]:
+    quota = None
+    if resources.cpu_quota_us is not None or resources.cpu_period_us is not None:
+        value = _most(resources.cpu_quota_us or -1)
+        period = f" {resources.cpu_period_us}" if resources.cpu_period_us else ""
+        quota = Limit("cpu quota", "cpu", "cpu.max", f"{value}{period}")
+    weight = resources.cpu_weight
+    return [
+        *files.quota_and_burst(quota, "cpu.max.burst", resources.cpu_burst_us),
+        *files.weight_and_idle(
+            None if weight is None else Limit("cpu weight", "cpu", "cpu.weight", str(weight)),
+            idle=resources.cpu_idle,
+        ),
+    ]
+
+
+def as_written(unified: Iterable[tuple[str, str]], of_v1: Container[str] | None) -> list[Limit]:
+    """Return limits that are asked for by their files' names, each line by itself.
+
+    MissingFeature for one whose controller is of v1; None: all are.
+    """
+    plan = [
+        Limit(file, file.partition(".")[0], file, line)
+        for file, text in unified
+        for line in text.splitlines()
+    ]
+    for limit in plan:
+        if of_v1 is None or limit.controller in of_v1:
+            raise MissingFeature(
+                f"this host cannot enforce {limit.what}: its {limit.controller} controller is of "
+                "cgroup v1",
+                hint="say it by a setting that both versions have",
+            )
+    return plan
 
 
 def io_weight(weight: int) -> int:

@@ -79,6 +79,11 @@ class Host:
         return self.root / "images"
 
     @property
+    def volumes(self) -> Path:
+        """The directory of the named volumes, made with the first; see volumes.py."""
+        return self.root / "volumes"
+
+    @property
     def index(self) -> Path:
         """The file that says which images there are; see image_index.py."""
         return self.images / "index.json"

@@ -227,14 +227,17 @@ def execute(
 
 
 def _copy_up(tree: int, root: int, destination: str, kernel: Kernel) -> None:
-    """Copy what is at a place of the root into the new filesystem that will cover it."""
+    """Copy what is at a place of the root into what will cover it, unless that has something."""
     from pymigrate.runtime import tree as trees  # loaded by plan(): here nothing can be any more
 
+    into = f"/proc/self/fd/{tree}"
+    if os.listdir(into):  # noqa: PTH208
+        return  # a volume that was used before
     place = _find(destination, root, kernel)
     if place is None:
         return  # it will be made for the mount
     try:
-        trees.copy(Path(f"/proc/self/fd/{place}"), Path(f"/proc/self/fd/{tree}"))
+        trees.copy(Path(f"/proc/self/fd/{place}"), Path(into))
     finally:
         os.close(place)
 

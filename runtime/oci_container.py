@@ -185,6 +185,10 @@ class OciContainer:
     def update(self, resources: Resources) -> None:
         """Change its limits; the rules for devices stay as they are."""
         devices = self.spec.resources.devices
+        now = self.cgroup.cpu_quota()
+        if resources.cpu_period_us is not None and resources.cpu_quota_us is None and now:
+            # In version 2 the two are one line.
+            resources = replace(resources, cpu_quota_us=now.quota_us)
         self.cgroup.apply(replace(resources, devices=device_rules(devices)))
 
     def delete(self, *, force: bool = False) -> None:

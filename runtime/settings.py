@@ -150,8 +150,14 @@ class Resources:
     memory_limit: int | None = None
     memory_swap: int | None = None
     memory_reservation: int | None = None
+    memory_swappiness: int | None = None  # these two are of cgroup v1
+    oom_kill_disabled: bool | None = None
     cpu_quota_us: int | None = None
     cpu_period_us: int | None = None
+    cpu_burst_us: int | None = None
+    cpu_idle: bool | None = None  # runs only when nobody else wants to
+    cpu_rt_runtime_us: int | None = None  # of realtime tasks: cgroup v1 alone has these two
+    cpu_rt_period_us: int | None = None
     cpu_weight: int | None = None
     cpuset_cpus: str | None = None
     cpuset_mems: str | None = None
@@ -163,6 +169,7 @@ class Resources:
     io_write_iops: tuple[IoRate, ...] = ()
     hugepages: tuple[HugepageLimit, ...] = ()
     devices: tuple[DeviceRule, ...] = ()
+    unified: tuple[tuple[str, str], ...] = ()  # files of cgroup v2 and what is written there
 
 
 @dataclass(frozen=True)

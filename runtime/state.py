@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pymigrate.runtime import errors, restarting
 from pymigrate.runtime.health import Health
+from pymigrate.runtime.host import NAME
 from pymigrate.runtime.values import asdict, dataclass
 
 BRIDGE = "pymigrate0"
@@ -32,6 +33,19 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Names:
+    """How a container finds others by name, beside and in place of what the host knows.
+
+    ``hosts`` are lines of /etc/hosts: "ADDRESS NAME".
+    """
+
+    servers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class NetworkSettings:
     """How a container is connected; ``mode`` is "bridge", "none", "host" or "ns:PATH"."""
 
@@ -45,6 +59,7 @@ class NetworkSettings:
     mac: str | None = None
     ports: tuple[Port, ...] = ()
     bandwidth: int | None = None  # bits a second in each direction
+    names: Names = Names()
 
     @property
     def is_own(self) -> bool:
@@ -64,12 +79,16 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class Volume:
-    """A directory or file of the host inside the container; ``local`` does not travel."""
+    """A directory or file of the host inside the container; ``local`` does not travel.
+
+    ``name`` is that of a volume of ours, whose ``source`` each host decides: see volumes.py.
+    """
 
     source: str
     destination: str
     readonly: bool = False
     local: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +255,7 @@ def record_from_document(document: object) -> Record:
             mac=network.optional_text("mac"),
             ports=tuple(_port(item) for item in network.array("ports")),
             bandwidth=network.optional_number("bandwidth"),
+            names=_names(network.value("names")),
         ),
         stdin_open=fields.flag("stdin_open"),
         remove_on_exit=fields.flag("remove_on_exit"),
@@ -275,6 +295,22 @@ def _health(document: object) -> Health | None:
     return Health(command, interval, retries, timeout)
 
 
+def _names(document: object) -> Names:
+    if document is None:
+        return Names()
+    where = "container.json: network: names"
+    fields = _Fields(document, where)
+
+    def words(key: str) -> tuple[str, ...]:
+        found = tuple(_text(item, f"{where}: {key}") for item in fields.array(key))
+        for each in found:
+            if not each.isprintable():  # a line of a file
+                raise errors.ContainerError(f"{where}: {key}: {each!r} cannot be written")
+        return found
+
+    return Names(words("servers"), words("search"), words("options"), words("hosts"))
+
+
 def _port(document: object) -> Port:
     fields = _Fields(document, "container.json: network: ports")
     host, container = fields.optional_number("host"), fields.optional_number("container")
@@ -296,11 +332,15 @@ def _port(document: object) -> Port:
 
 def _volume(document: object) -> Volume:
     fields = _Fields(document, "container.json: volumes")
+    name = fields.optional_text("name")
+    if name is not None and not NAME.fullmatch(name):
+        raise errors.ContainerError(f"container.json: volumes: {name!r} is no name")
     return Volume(
         source=fields.text("source"),
         destination=fields.text("destination"),
         readonly=fields.flag("readonly"),
         local=fields.flag("local"),
+        name=name,
     )
 
 

@@ -152,22 +152,16 @@ class Surroundings:
         """
         if not self._mounted:
             return
-        from pymigrate.runtime import rootfs
+        from pymigrate.runtime import names, rootfs
 
+        network = self.record.network
         hostname = self.spec.hostname or os.uname().nodename
-        address = (self.record.network.address or "127.0.1.1").partition("/")[0]
-        hosts = (
-            "127.0.0.1\tlocalhost\n"
-            "::1\tlocalhost ip6-localhost ip6-loopback\n"
-            f"{address}\t{hostname} {self.record.name}\n"
-        )
-        if self.record.network.address6:
-            second = self.record.network.address6.partition("/")[0]
-            hosts += f"{second}\t{hostname} {self.record.name}\n"
+        hosts = names.hosts(network, hostname, self.record.name)
+        resolv = names.resolv_conf(_resolvers(), network.names)
         owner = (0, 0)
         if self.users is not None:
             owner = host_id(self.spec.uid_mappings, 0), host_id(self.spec.gid_mappings, 0)
-        rootfs.write_identity(self.rootfs, hostname, hosts, _resolvers(), owner=owner)
+        rootfs.write_identity(self.rootfs, hostname, hosts, resolv, owner=owner)
         rootfs.make_directories(
             self.rootfs, image_notes.volumes(self.spec.annotations), owner=owner
         )

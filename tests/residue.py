@@ -13,7 +13,10 @@ from tests.lab import registry
 
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/run/netns")
 OURS = ("pymigrate", "criu", "crtools")  # how our temporary files are called, after any dots
-OTHERS = (str(registry.REGISTRY), "/run/pymigrate-kernels")  # of other runs of tests, beside this
+OTHERS = (
+    *(str(registry.REGISTRY), "/run/pymigrate-kernels"),  # of other runs of tests, beside this
+    "/run/criu.kdat",  # what CRIU knows of this kernel, from its first run on
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ GUESTS = ("old", "new", "old-v1", "middle") if FULL else ("old", "new")
 SUITES = {
     "namespaces, mounts, privileges, ways out": ("isolation",),
     "cgroups": ("test_cgroups.py", "test_cgroup_view.py"),
-    "limits": ("test_limits.py",),
+    "limits": ("test_limits.py", "test_devices.py"),
     "OCI settings": ("test_oci_settings.py",),
 }
 DESELECTED = "not weight_of_disks_is_set and not divided_by_weight"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_each_namespace_is_new_unless_shared(tool: Tool) -> None:
     some = namespaces("--share", "ipc,time", "--net", "host")
     shared = {name for name, inode in some.items() if inode == ours[name]}
     assert shared == {"user", "ipc", "net", "time", "time_for_children"}
+
+
+def test_its_clocks_can_differ_from_the_hosts(tool: Tool) -> None:
+    read = ("busybox", "awk", "{print int($1)}", "/proc/uptime")
+    before = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+    inside = int(tool.run("--rm", "--boottime", "1000000", *read).stdout)
+    after = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+
+    assert before <= inside - 1000000 <= after
+    assert "time" in tool.run("--rm", "--boottime", "-99999999999", "true", code=125).stderr
+    said = tool.run("--monotonic", "5", "--share", "time", "true", code=2).stderr
+    assert "--monotonic needs a time namespace" in said
 
 
 def test_the_lightest_container_shares_everything(tool: Tool) -> None:

@@ -70,5 +70,23 @@ def test_the_list_is_filtered(tool: Tool) -> None:
     assert listed("status=paused", "status=running") == ["web1", "web2"]
     assert listed("exited=3") == ["job"]
     assert listed("exited=0") == []
+    assert listed("status=exited", "name=job") == ["job"]
+    [row] = json.loads(tool("ps", "--format", "json", "--filter", "name=web1").stdout)
+    assert ("web1", "running") == (row["name"], row["status"])
+    assert "no such status" in tool("ps", "--filter", "status=gone", code=2).stderr
     assert listed(f"image={tool.rootfs}", "network=none", "name=1") == ["web1"]
     assert "unknown" in tool("ps", "--filter", "colour=red", code=2).stderr
+
+
+@pytest.mark.parametrize("net", ["none", "host", "bridge"])
+def test_a_container_finds_others_by_the_names_that_it_was_given(tool: Tool, net: str) -> None:
+    said = tool.run(
+        "--rm", "--net", net, "--dns", "192.0.2.53", "--dns-search", "example.org",
+        "--add-host", "db:192.0.2.7", "--add-host", "host:host-gateway",
+        "cat", "/etc/resolv.conf", "/etc/hosts",
+    ).stdout.replace("\t", " ").splitlines()  # fmt: skip
+
+    servers = [line for line in said if line.startswith("nameserver")]
+    assert ["nameserver 192.0.2.53"] == servers
+    assert {"search example.org", "192.0.2.7 db"} <= set(said)
+    assert ("10.88.0.1 host" if net == "bridge" else "127.0.0.1 host") in said

@@ -437,6 +437,22 @@ def test_limits_are_changed_while_it_runs(oci: Oci) -> None:
         assert "25\n" == oci("exec", "one", "sh", "-c", read).stdout
         oci("update", "--pids-limit", "-1", "one")
         assert "max\n" == oci("exec", "one", "sh", "-c", read).stdout
+
+        times = ("--cpu-quota", "40000", "--cpu-period", "100000", "--cpu-burst", "10000")
+        oci("update", *times, "--cpu-idle", "1", "--memory", "64m", "one")
+        oci("update", "--cpu-period", "50000", "one")
+        read = "; ".join(
+            f"cat /sys/fs/cgroup/{v1} /sys/fs/cgroup/{v2} 2>/dev/null"
+            for v1, v2 in (
+                ("cpu/cpu.cfs_quota_us", "cpu.max"),
+                ("cpu/cpu.cfs_period_us", "x"),
+                ("cpu/cpu.cfs_burst_us", "cpu.max.burst"),
+                ("cpu/cpu.idle", "cpu.idle"),
+                ("memory/memory.limit_in_bytes", "memory.max"),
+            )
+        )
+        found = oci("exec", "one", "sh", "-c", f"{read}; true").stdout.split()
+        assert ["40000", "50000", "10000", "1", "67108864"] == found
         # What was refused before still is.
         assert (
             "denied\n"

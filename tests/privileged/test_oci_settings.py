@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pymigrate.runtime import capabilities, labels
+from pymigrate.runtime.cgroups import current_layout
 from tests.privileged.oci_tool import Oci
 
 pytestmark = pytest.mark.privileged
@@ -381,6 +382,13 @@ def _without(kind: str) -> Change:
         ),
         ({"pids": {"limit": 33}}, "pids/pids.max", "pids.max", "33"),
         (
+            {"cpu": {"quota": 50000, "period": 100000, "burst": 20000}},
+            "cpu/cpu.cfs_burst_us",
+            "cpu.max.burst",
+            "20000",
+        ),
+        ({"cpu": {"idle": 1}}, "cpu/cpu.idle", "cpu.idle", "1"),
+        (
             {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]},
             "hugetlb/hugetlb.2MB.limit_in_bytes",
             "hugetlb.2MB.max",
@@ -401,6 +409,43 @@ def test_a_limit_is_in_force_where_the_container_can_see_it(
         f"cat /sys/fs/cgroup/{v1} /sys/fs/cgroup/{v2} /sys/fs/cgroup/unified/{v2} 2>/dev/null; true"
     )
     assert expected == oci.shell(script, change).split()[0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "version", "file", "expected"),
+    [
+        ({"memory": {"swappiness": 7}}, "v1", "memory/memory.swappiness", "7"),
+        (
+            {"memory": {"disableOOMKiller": True}},
+            "v1",
+            "memory/memory.oom_control",
+            "oom_kill_disable 1",
+        ),
+        ({"cpu": {"realtimeRuntime": 1000}}, "v1", "cpu/cpu.rt_runtime_us", "1000"),
+        ({"unified": {"memory.high": "67108864"}}, "v2", "memory.high", "67108864"),
+        ({"unified": {"pids.max": "44"}}, "v2", "pids.max", "44"),
+    ],
+)
+def test_a_limit_of_one_version_is_in_force_there_and_refused_by_the_other(
+    oci: Oci, limits: Any, version: str, file: str, expected: str
+) -> None:
+    def change(config: Any) -> None:
+        config["linux"]["resources"] |= limits
+        # At the top: only there a cgroup of v1 can have realtime.
+        config["linux"]["cgroupsPath"] = "/pymigrate-test-of-one-version"
+        mount("/sys/fs/cgroup", "cgroup", "ro")(config)
+
+    controller = file.partition("/")[0].partition(".")[0]
+    if not _controls(version, controller):
+        said = oci("run", "-b", oci.bundle("true", change=change), "one", code=22).stderr
+        assert "cgroup v1" in said or "cgroup v2" in said
+        return
+    assert expected == oci.shell(f"head -n 1 /sys/fs/cgroup/{file}", change).strip()
+
+
+def _controls(version: str, controller: str) -> bool:
+    of_v1 = {name for each in current_layout().hierarchies for name in each.controllers}
+    return (controller in of_v1) == (version == "v1")
 
 
 def test_the_cgroup_is_the_one_of_the_path(oci: Oci) -> None:
@@ -429,7 +474,7 @@ def test_the_loopback_of_a_new_network_is_up(oci: Oci) -> None:
             put("linux.resources.hugepageLimits", [{"pageSize": "big", "limit": 0}]),
             "linux.resources.hugepageLimits[0].pageSize: must be",
         ),
-        (put("linux.resources.memory", {"swappiness": 7}), "linux.resources.memory.swappiness"),
+        (put("linux.resources.memory", {"kernel": 7}), "linux.resources.memory.kernel"),
         (put("process.execCPUAffinity", {"initial": "0"}), "process.execCPUAffinity: is not"),
         (put("linux.netDevices", {"eth0": {"name": "x"}}), "linux.netDevices: is not supported"),
         (put("linux.sysctl", {"vm.swappiness": "1"}), "belongs to the whole host"),

@@ -59,12 +59,14 @@ PROVOKED = {
     "lsm": replace(THERE, features=HERE.features | {"lsm:none"}),
     "clock": replace(THERE, clock_ahead=-7.0),
     "disks": THERE,
+    "devices": THERE,
     "memory": replace(THERE, memory_available=1 << 20),
     "disk": replace(THERE, disk_available=1 << 20),
 }
 
 CONTAINERS = {
     "disks": replace(WEB, limited_disks=("8:0",)),
+    "devices": replace(WEB, devices=("/dev/fuse",)),
     "lsm": replace(WEB, labels=frozenset({"docker-default"})),
 }
 """The containers that provoke a finding themselves."""

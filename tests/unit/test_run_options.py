@@ -157,7 +157,10 @@ def test_the_environment_comes_from_files_options_and_the_host(tmp_path: Path) -
                 "core=-2",
             ],
         ),
-        (options.volume, ["/srv", "srv:/x", "/tmp:x", "/tmp:/x:rx", "/no/such:/x", "/tmp:/"]),
+        (
+            options.volume,
+            ["/srv", "srv:x", "s/rv:/x", "/tmp:x", "/tmp:/x:rx", "/no/such:/x", "/tmp:/"],
+        ),
         (options.tmpfs, ["tmp", "/", "/a/../.."]),
         (
             lambda text: options.sysctls([text]),
@@ -207,6 +210,9 @@ def test_no_text_breaks_a_reader(text: str) -> None:
 def test_volumes_limits_and_capabilities() -> None:
     assert options.volume("/tmp:/x:ro,local") == Volume("/tmp", "/x", readonly=True, local=True)
     assert options.bind(Volume("/tmp", "/x", readonly=True)).options == ("rbind", "rprivate", "ro")
+    named = options.volume("db.1:/x:local")
+    assert named == Volume("", "/x", local=True, name="db.1")
+    assert options.bind(named).options == ("rbind", "rprivate", "rw", "tmpcopyup")
     assert limit_options.ulimit("nofile=10:20") == Rlimit("RLIMIT_NOFILE", 10, 20)
     assert limit_options.ulimit("core=-1").hard == 2**64 - 1
     assert {"CAP_CHOWN"} == options.capability("chown", "--cap-add", ["CAP_CHOWN", "CAP_KILL"])

@@ -11,7 +11,16 @@ import pytest
 
 from pymigrate.runtime import state
 from pymigrate.runtime.errors import ContainerError
-from pymigrate.runtime.state import Identity, NetworkSettings, Port, Record, State, Status, Volume
+from pymigrate.runtime.state import (
+    Identity,
+    Names,
+    NetworkSettings,
+    Port,
+    Record,
+    State,
+    Status,
+    Volume,
+)
 
 RECORD = Record(
     id="a" * 64,
@@ -26,10 +35,11 @@ RECORD = Record(
         mac="02:70:0a:58:00:05",
         ports=(Port(8080, 80), Port(53, 53, "udp", "127.0.0.1")),
         bandwidth=1_000_000,
+        names=Names(("1.1.1.1",), ("a.org",), ("ndots:1",), ("10.0.0.1 db",)),
     ),
     stdin_open=True,
     remove_on_exit=True,
-    volumes=(Volume("/srv", "/data", readonly=True, local=True),),
+    volumes=(Volume("/srv", "/data", readonly=True, local=True), Volume("/v/db", "/x", name="db")),
 )
 STATE = State(
     status=Status.RUNNING,
@@ -50,12 +60,22 @@ def test_a_record_survives_being_written(tmp_path: Path) -> None:
     assert RECORD == state.record_from_document(state.read_document(path))
 
 
+@pytest.mark.parametrize("name", ["../containers", "", ".", "a/b"])
+def test_a_name_that_leads_out_of_the_volumes_is_refused(name: str) -> None:
+    document = json.loads(json.dumps(state.record_to_document(RECORD)))
+    document["volumes"][1]["name"] = name
+
+    with pytest.raises(ContainerError, match="is no name"):
+        state.record_from_document(document)
+
+
 def test_a_record_of_before_there_were_ports_is_read() -> None:
     document = json.loads(json.dumps(state.record_to_document(RECORD)))
-    del document["network"]["ports"], document["network"]["bandwidth"]
+    for name in ("ports", "bandwidth", "names"):
+        del document["network"][name]
 
     network = state.record_from_document(document).network
-    assert (network.ports, network.bandwidth) == ((), None)
+    assert (network.ports, network.bandwidth, network.names) == ((), None, Names())
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.requires("root")]
 def test_pid_1_holds_what_podman_grants_and_no_more(box: Box) -> None:
     spec = default_spec(["cat", "/proc/1/status"])
     text = box.output(lambda stdio: box.start(spec, stdio).pid)
-    status = dict(line.split(":\t") for line in text.splitlines())
+    status = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
 
     assert {"00000000800405fb"} == {status[name] for name in ("CapBnd", "CapPrm", "CapEff")}
     assert {"0000000000000000"} == {status[name] for name in ("CapInh", "CapAmb")}
@@ -42,7 +42,7 @@ def test_all_five_sets_are_as_asked(box: Box) -> None:
     )
     spec = default_spec(["x"], process=process, seccomp=None)
     text = box.run("grep Cap /proc/self/status", spec)
-    status = dict(line.split(":\t") for line in text.splitlines())
+    status = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
 
     assert 0x21 == int(status.pop("CapBnd"), 16)
     # With no_new_privs not even root's exec adds what is in the bounding set.

@@ -17,17 +17,22 @@ def test_a_volume_travels_and_a_local_one_stays(lab: Lab) -> None:
     beta.sh("mkdir -p /srv/own; echo beta > /srv/own/name")
     alpha.pymigrate(
         "run", "-d", "--name", "writer", "--net", "none",
-        "-v", "/srv/data:/data", "-v", "/srv/own:/own:ro,local", "small", "sh", "-c", APPEND,
+        "-v", "/srv/data:/data", "-v", "/srv/own:/own:ro,local", "-v", "db:/db",
+        "small", "sh", "-c", APPEND,
     )  # fmt: skip
+    alpha.pymigrate("exec", "writer", "sh", "-c", "echo named > /db/file")
     alpha.pymigrate("migrate", "writer", "root@beta")
 
     lines = [int(line) for line in beta.sh("cat /srv/data/log").split()]
     assert lines == list(range(1, len(lines) + 1))
     assert "before\n" == beta.sh("cat /srv/data/old")
     assert "beta\n" == beta.pymigrate("exec", "writer", "cat", "/own/name").stdout
+    assert "named\n" == beta.pymigrate("exec", "writer", "cat", "/db/file").stdout
     grown = beta.sh(f"until [ $(wc -l < /srv/data/log) -gt {len(lines)} ]; do :; done; echo yes")
     assert "yes\n" == grown
     beta.pymigrate("rm", "-f", "writer")
+    for host in (alpha, beta):  # a move leaves the source's volumes where they are
+        assert "db\n" == host.pymigrate("volume", "prune").stdout
     for host in (alpha, beta):
         host.sh("rm -rf /srv/data /srv/own /srv/pymigrate/migrations/*")
 
