@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 from bench import workload
-from bench.harness import FAILURES, Episode, Sample
+from bench.benchmark import Benchmark, Found, Tell, add_runs, mebibytes
+from bench.harness import FAILURES, Episode, Sample, interleave
+from bench.results import Column, Measure
 from bench.subjects.criu import Criu
 from bench.subjects.podman import Podman
 from bench.subjects.pymigrate import Pymigrate
@@ -175,3 +178,67 @@ def pauses(ticker: Ticker) -> dict[str, float]:
     time.sleep(SETTLING)
     seen = ticker.report()
     return {"pause_seconds": seen.longest_gap, "own_gap_seconds": seen.own_gap}
+
+
+MEASURES = (
+    Measure("start", "Start: run a program that ends at once", (Column("seconds", "wall"),)),
+    Measure("exec", "Exec: the same in a container that runs", (Column("seconds", "wall"),)),
+    Measure(
+        "checkpoint",
+        "Checkpoint, the workload runs on",
+        (
+            Column("seconds", "wall"),
+            Column("pause_seconds", "pause at the client"),
+            Column("own_gap_seconds", "pause inside", compared=False),
+            Column("bytes", "size", compared=False),
+        ),
+    ),
+    Measure(
+        "restore",
+        "Restore from that checkpoint",
+        (
+            Column("seconds", "until the workload answers"),
+            Column("command_seconds", "until the command ends", compared=False),
+        ),
+    ),
+    Measure(
+        "migration",
+        "Migration to another host",
+        (
+            Column("seconds", "whole move"),
+            Column("pause_seconds", "blackout at the client"),
+            Column("own_gap_seconds", "gap inside", compared=False),
+        ),
+    ),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of this benchmark."""
+    add_runs(parser, 5)
+    parser.add_argument(
+        "--size", type=mebibytes, default=512, help="of the workload's memory (default: 512MiB)"
+    )
+    names = [measure.name for measure in MEASURES]
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, help="measure these (default: all)"
+    )
+
+
+def run(arguments: argparse.Namespace, tell: Tell) -> Found:
+    """Measure what is asked for."""
+    with ExitStack() as stack:
+        scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), arguments.size)
+        scene.prepare(stack)
+        rows = interleave(
+            [each for each in scene.episodes() if {*each.measures} & {*arguments.only}],
+            arguments.runs,
+            tell=tell,
+        )
+    settings = {"runs": arguments.runs, "memory_mib": arguments.size}
+    return Found(rows, scene.versions, settings, scene.unavailable)
+
+
+BENCHMARK = Benchmark(
+    "first", "start, exec, checkpoint, restore, migration", add_options, run, lambda _: MEASURES
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -10,13 +11,15 @@ from functools import partial
 from typing import Protocol
 
 from bench import workload, writers
-from bench.harness import FAILURES, BenchError, Episode, Sample
+from bench.benchmark import Benchmark, Found, Tell, add_runs, mebibytes, number
+from bench.harness import FAILURES, BenchError, Episode, Sample, interleave
+from bench.results import Column, Measure
 from bench.snapshots import Server
 from bench.subjects.lazy_pages import LazyPages
 from bench.subjects.podman import Podman
 from bench.subjects.runc import Runc
 from bench.workload import Workload
-from bench.writers import Writers
+from bench.writers import CONNECTIONS, RATE, Writers
 from tests.lab import Client, Host, Lab, images
 
 WARMING = 4  # of our moves, before what is counted
@@ -246,3 +249,63 @@ def know(lab: Lab, address: str, mac: str) -> None:
 def sent_by(host: Host) -> int:
     """Return the bytes that a host has sent."""
     return int(host.sh("cat /sys/class/net/uplink/statistics/tx_bytes"))
+
+
+COLUMNS = (
+    Column("pause_seconds", "blackout"),
+    Column("seconds", "whole move"),
+    Column("stall_seconds", "worst after", compared=False, unit="ms"),
+    Column("before_seconds", "p99 before", compared=False, unit="ms"),
+    Column("rounds_seconds", "p99 in it", compared=False, unit="ms"),
+    Column("bytes", "sent", compared=False),
+    Column("lost", "lost", compared=False, unit="most"),
+    Column("dropped", "dropped", compared=False, unit="most"),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of this benchmark."""
+    add_runs(parser, 3)
+    parser.add_argument(
+        "--other-runs", type=number, default=1, metavar="N", help="of the others (default: 1)"
+    )
+    parser.add_argument(
+        "--sizes",
+        type=mebibytes,
+        nargs="+",
+        default=[64, 1024],
+        help="of the Redis' data (default: 64MiB 1GiB)",
+    )
+    parser.add_argument(
+        "--links",
+        nargs="+",
+        choices=LINKS,
+        default=[UNLIMITED.name, GIGABIT.name],
+        help="between the hosts (default: unlimited 1gbit; a delay needs a kernel with netem)",
+    )
+
+
+def run(arguments: argparse.Namespace, tell: Tell) -> Found:
+    """Measure what is asked for; the others take one turn, since theirs is a matter of seconds."""
+    links = [LINKS[name] for name in arguments.links]
+    with ExitStack() as stack:
+        scene = Live(stack.enter_context(Lab(("alpha", "beta"))), arguments.sizes, links)
+        scene.prepare(stack)
+        ours = [*scene.ours()]
+        interleave(ours[:WARMING], 0, tell=tell)
+        rows = interleave(ours, arguments.runs, warm_up=False, tell=tell)
+        rows += interleave([*scene.others()], arguments.other_runs, warm_up=False, tell=tell)
+    settings = {"runs": arguments.runs, "connections": CONNECTIONS, "writes_per_second": RATE}
+    return Found(rows, scene.versions, settings, scene.unavailable)
+
+
+def measures(arguments: argparse.Namespace) -> list[Measure]:
+    """Return a table for each size and link."""
+    links = [LINKS[name] for name in arguments.links]
+    names = [measure(mib, link) for mib in arguments.sizes for link in links]
+    return [Measure(name, f"Move of a Redis: {name}", COLUMNS) for name in names]
+
+
+BENCHMARK = Benchmark(
+    "live", "moves of a Redis that is written to all the while", add_options, run, measures
+)

@@ -5,6 +5,7 @@ It needs no lab: the same program runs on this machine itself and in a container
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
-from bench.harness import BenchError, Episode, Sample
+from bench.benchmark import Benchmark, Found, Tell, add_runs
+from bench.harness import BenchError, Episode, Sample, interleave
+from bench.results import Column, Measure
 from bench.workload import PATIENCE, build
 from tests.lab.host import REPOSITORY
 
@@ -154,3 +157,52 @@ def _output(program: list[str]) -> str:
     if said.returncode:
         raise BenchError(f"{' '.join(program)} ended with {said.returncode}: {said.stderr}")
     return said.stdout
+
+
+MEASURES = (
+    *(
+        Measure(
+            work,
+            what,
+            (Column("seconds", "by its own clock"), Column("cpu_seconds", "processor time")),
+        )
+        for work, what in WORKS.items()
+    ),
+    Measure(
+        "shared",
+        "Memory of containers of one image that map a file of 32 MiB of it",
+        (
+            Column("rss_bytes", "resident", compared=False),
+            Column("pss_bytes", "its share (PSS)", compared=False),
+            Column("supervisors_bytes", "supervisors (PSS)", compared=False),
+        ),
+    ),
+    Measure(
+        "many",
+        "Many containers, one command after another",
+        (
+            Column("start_seconds", "start all", compared=False),
+            Column("list_seconds", "list all", compared=False),
+            Column("remove_seconds", "remove all", compared=False),
+        ),
+    ),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of this benchmark."""
+    add_runs(parser, 15)
+
+
+def run(arguments: argparse.Namespace, tell: Tell) -> Found:
+    """Measure it."""
+    with ExitStack() as stack:
+        scene = Native(stack)
+        rows = interleave([*scene.episodes()], arguments.runs, tell=tell)
+        rows += interleave([*scene.once()], 1, warm_up=False, tell=tell)
+    return Found(rows, {"pymigrate": scene.version}, {"runs": arguments.runs})
+
+
+BENCHMARK = Benchmark(
+    "native", "the same work inside and outside a container", add_options, run, lambda _: MEASURES
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,9 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from bench.benchmark import Benchmark, Found, Tell, add_runs, mebibytes
 from bench.first import SETTLING, TICKER, Scene
-from bench.harness import BenchError, Episode, Sample
+from bench.harness import BenchError, Episode, Sample, interleave
 from bench.machine import warm
+from bench.results import Column, Measure
 from bench.subjects.criu_lazy import CriuLazy
 from bench.subjects.pymigrate import Pymigrate
 from bench.subjects.subject import NAME, fresh, program
@@ -163,3 +166,58 @@ def rsync(source: Host, target: Host) -> None:
     """Copy by rsync over ssh, whole files, not compressed: what is fastest for it here."""
     to = f"{target.ssh_destination}:{THERE}/"
     source.run([program("rsync"), "-W", "--inplace", str(HERE / "pages"), to], timeout=600)
+
+
+MEASURES = (
+    Measure(
+        "plane",
+        "All memory of a process to another host",
+        (
+            Column("seconds", "until all is there"),
+            Column("pause_seconds", "blackout", compared=False),
+            Column("cpu_seconds", "CPU per GB", compared=False),
+            Column("source_bytes", "memory here", compared=False),
+            Column("target_bytes", "memory there", compared=False),
+        ),
+    ),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of this benchmark."""
+    add_runs(parser, 5)
+    parser.add_argument(
+        "--size", type=mebibytes, default=1144, help="of the workload's memory (default: 1.2 GB)"
+    )
+    parser.add_argument("--links", nargs="+", choices=[*LINKS], default=["unlimited"])
+    parser.add_argument("--contents", nargs="+", choices=CONTENTS, default=["mix"])
+    parser.add_argument(
+        "--ways", nargs="+", choices=["-".join(way) for way in WAYS], help="of ours (default: all)"
+    )
+    names = ["pymigrate", "scp", "rsync", "criu"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--no-warm-up", dest="warm_up", action="store_false", help="count the first round too"
+    )
+
+
+def run(arguments: argparse.Namespace, tell: Tell) -> Found:
+    """Measure what is asked for."""
+    ways = [each for each in WAYS if not arguments.ways or "-".join(each) in arguments.ways]
+    with ExitStack() as stack:
+        scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), arguments.size)
+        scene.prepare(stack)
+        wanted = (tuple(arguments.links), tuple(arguments.contents), tuple(ways))
+        episodes = [
+            each
+            for each in Plane(scene, arguments.size, *wanted).episodes()
+            if each.subject in arguments.only
+        ]
+        rows = interleave(episodes, arguments.runs, warm_up=arguments.warm_up, tell=tell)
+    settings = {"runs": arguments.runs, "memory_mib": arguments.size}
+    return Found(rows, scene.versions, settings, scene.unavailable)
+
+
+BENCHMARK = Benchmark(
+    "plane", "memory to another host; scp, rsync, CRIU's own", add_options, run, lambda _: MEASURES
+)

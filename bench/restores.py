@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,11 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.benchmark import Benchmark, Found, Tell, add_runs, mebibytes
 from bench.first import TICKER, Scene
-from bench.harness import BenchError, Episode, Sample
+from bench.harness import BenchError, Episode, Sample, interleave
+from bench.results import Column, Measure
 from bench.subjects.pymigrate import Pymigrate
 from bench.subjects.subject import NAME, Subject
 from bench.workload import PATIENCE, Ticker, Workload
+from tests.lab import Lab
 
 ARCHIVE = Path("/srv/bench/pymigrate/restores.tar.zst")
 STEP = 0.002  # seconds between two looks at whether all is there
@@ -120,3 +124,48 @@ class Restores:
 
     def _clean(self) -> None:
         self._host.sh(f"rm -rf {ARCHIVE} {self._host.root}/snapshots")
+
+
+MEASURES = (
+    Measure(
+        "restores",
+        "Restore of a program with so much memory",
+        (
+            Column("seconds", "until it answers"),
+            Column("all_seconds", "until all is there", compared=False),
+            Column("stall_seconds", "worst stall between", compared=False),
+            Column("command_seconds", "until the command ends", compared=False),
+        ),
+    ),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of this benchmark."""
+    add_runs(parser, 5)
+    parser.add_argument(
+        "--sizes",
+        type=mebibytes,
+        nargs="+",
+        default=[64, 1024, 4096],
+        help="of the workload's memory (default: 64MiB 1GiB 4GiB)",
+    )
+
+
+def run(arguments: argparse.Namespace, tell: Tell) -> Found:
+    """Measure what is asked for."""
+    with ExitStack() as stack:
+        scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), max(arguments.sizes))
+        scene.prepare(stack)
+        rows = interleave(
+            [each for mib in arguments.sizes for each in Restores(scene, mib).episodes()],
+            arguments.runs,
+            tell=tell,
+        )
+    settings = {"runs": arguments.runs, "memory_mib": max(arguments.sizes)}
+    return Found(rows, scene.versions, settings, scene.unavailable)
+
+
+BENCHMARK = Benchmark(
+    "restores", "how soon a restored program answers", add_options, run, lambda _: MEASURES
+)

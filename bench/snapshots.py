@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
@@ -10,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.harness import FAILURES, BenchError, Episode, Sample
+from bench.benchmark import Benchmark, Found, Tell, add_runs, mebibytes, number
+from bench.harness import FAILURES, BenchError, Episode, Sample, interleave
+from bench.results import Column, Measure
 from bench.subjects.archivers import Archiver, Borg, Restic, Tar
 from bench.subjects.podman import Podman
 from bench.subjects.pymigrate import Pymigrate
@@ -254,3 +257,96 @@ class Scene:
     def _size(self) -> int:
         root = self._host.outside(self._host.root / "snapshots")
         return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+
+
+MEASURES = (
+    Measure(
+        "keep",
+        "Keep it as it is, after some of its pages have changed",
+        (
+            Column("seconds", "wall"),
+            Column("pause_seconds", "pause at the client"),
+            Column("frozen_seconds", "frozen, it says", compared=False),
+            Column("bytes", "new bytes"),
+            Column("ratio", "new / changed", compared=False),
+        ),
+    ),
+    Measure(
+        "bring back",
+        "Bring back what was kept last: Redis answers (pymigrate, podman), or its images are there",
+        (Column("seconds", "wall"),),
+    ),
+    Measure(
+        "many",
+        "A repository of many snapshots",
+        (
+            Column("list_seconds", "list", compared=False),
+            Column("oldest_seconds", "oldest answers", compared=False),
+            Column("middle_seconds", "middle answers", compared=False),
+            Column("newest_seconds", "newest answers", compared=False),
+            Column("prune_seconds", "prune to 10", compared=False),
+            Column("told_bytes", "dry run says", compared=False),
+            Column("bytes", "prune says", compared=False),
+            Column("measured_bytes", "disk says", compared=False),
+        ),
+    ),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of this benchmark."""
+    add_runs(parser, 5)
+    parser.add_argument(
+        "--size", type=mebibytes, default=1024, help="of the Redis' data (default: 1GiB)"
+    )
+    parser.add_argument(
+        "--changed",
+        type=float,
+        default=1.0,
+        metavar="PERCENT",
+        help="of its pages before each snapshot (default: 1)",
+    )
+    parser.add_argument(
+        "--count",
+        type=number,
+        default=100,
+        metavar="N",
+        help="of the snapshots that are listed, restored, pruned (default: 100; 0: none is)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SUBJECTS,
+        default=SUBJECTS,
+        help="measure these; pymigrate always (default: all)",
+    )
+
+
+def run(arguments: argparse.Namespace, tell: Tell) -> Found:
+    """Measure what is asked for."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(("alpha", "beta")))
+        wanted = (arguments.size, arguments.count, arguments.changed, arguments.only)
+        scene = Scene(lab, *wanted)
+        scene.prepare(stack)
+        rows = interleave([*scene.episodes()], arguments.runs, tell=tell)
+        if arguments.count:
+            tell(f"up to {arguments.count} snapshots")
+            scene.fill_up()
+            rows += interleave([*scene.many()], 1, warm_up=False, tell=tell)
+    settings = {
+        "runs": arguments.runs,
+        "memory_mib": arguments.size,
+        "changed_pages": scene.changed,
+        "count": arguments.count,
+    }
+    return Found(rows, scene.versions, settings, scene.unavailable)
+
+
+BENCHMARK = Benchmark(
+    "snapshots",
+    "snapshots of a Redis, podman, tar, restic, borg",
+    add_options,
+    run,
+    lambda _: MEASURES,
+)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import cli
+from bench import benchmark
 from bench.harness import BenchError, Episode, Row, Sample, Spread, interleave, ratio
 from bench.machine import Machine
 from bench.results import Column, Measure, Outcome, show
@@ -105,13 +105,13 @@ def test_a_machine_is_named_by_cpu_and_kernel_only() -> None:
 
 @pytest.mark.parametrize(("text", "mib"), [("512MiB", 512), ("2GiB", 2048), ("64", 64)])
 def test_sizes_are_read(text: str, mib: int) -> None:
-    assert cli.mebibytes(text) == mib
+    assert benchmark.mebibytes(text) == mib
 
 
 @pytest.mark.parametrize("text", ["0", "many", "5TB", "-1", ""])
 def test_what_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        cli.mebibytes(text)
+        benchmark.mebibytes(text)
 
 
 def test_results_are_kept_and_shown_with_those_who_failed(tmp_path: Path) -> None:
