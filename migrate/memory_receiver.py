@@ -36,7 +36,15 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
         )
         try:
             taken = told = 0
-            while (piece := listener.hear()) is not None:
+
+            def tell() -> None:
+                nonlocal told
+                if taken > told:
+                    listener.tell(pages.news(News.TAKEN, value=taken))
+                    told = taken
+
+            # Of what waits here already the next word will tell, unless that is much.
+            while (piece := listener.hear(idle=tell)) is not None:
                 batch = pages.decode(piece)
                 with pager.arriving():
                     _take(pager, batch)
@@ -44,10 +52,8 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
                     listener.tell(pages.news(News.HELD, inner=batch.inner))
                 pager.check()
                 taken += len(piece)
-                # Of what waits here already the next word will tell, unless that is much.
-                if not listener.has_more or taken - told >= TOLD:
-                    listener.tell(pages.news(News.TAKEN, value=taken))
-                    told = taken
+                if taken - told >= TOLD:
+                    tell()
             pager.finish()
         finally:
             pager.close()

@@ -103,17 +103,14 @@ class Listener:
         self._bytes = 0
         self.ended = False
 
-    @property
-    def has_more(self) -> bool:
-        """Whether something can be heard at once."""
-        return self._link.waiting
-
-    def hear(self) -> Buffer | None:
-        """Wait for the next piece; None after the last one.
+    def hear(self, idle: Callable[[], None] | None = None) -> Buffer | None:
+        """Wait for the next piece; None after the last one. ``idle`` is called before each wait.
 
         Raises Unreachable if the line is cut, Corrupted if a piece is damaged or missing.
         """
         while not self.ended:
+            if idle is not None and not self._link.waiting:
+                idle()
             frame = self._link.receive()
             if frame.kind is Kind.DATA:
                 return self._take(frame)

@@ -25,6 +25,7 @@ from pymigrate.transport import compression, loopback
 from pymigrate.transport import messages as m
 from pymigrate.transport.channel import StreamChannel, Timeout
 from pymigrate.transport.choice import Choice
+from pymigrate.transport.conversation import Listener
 from pymigrate.transport.frames import CHUNK_SIZE, MAX_PAYLOAD, Flag, Frame, Kind, encode
 from pymigrate.transport.link import BEGINNING, Link
 from pymigrate.transport.loopback import LoopbackChannel
@@ -366,6 +367,25 @@ class TestConversationsAside:
         assert heard is None
         assert b"complete" == speaker.hear()
         assert 3 == client.conclude().pages
+
+    def test_who_listens_does_something_before_each_wait_and_only_then(self) -> None:
+        near, far = loopback.pair()
+        with Link(near) as source, Link(far) as target:
+            listener = Listener(target)
+            for number in range(3):
+                source.send(Frame(Kind.DATA, b"x", number=number))
+            source.send(Frame(Kind.EVENT, b"nothing to hear"))
+            assert wait_for(lambda: len(target._frames) == 4, 30)
+            waits: list[str] = []
+
+            def idle() -> None:
+                waits.append("once")
+                source.send(Frame(Kind.END, END.pack(3, 3)))
+
+            assert [b"x"] * 3 == [listener.hear(idle) for _ in range(3)]
+            assert [] == waits
+            assert listener.hear(idle) is None
+            assert ["once"] == waits
 
     def test_reply_before_the_end_is_a_refusal(self, ends: tuple[Client, Link, Link]) -> None:
         client, peer, _ = ends
