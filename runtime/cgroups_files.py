@@ -82,9 +82,18 @@ def weight_and_idle(weight: Limit | None, *, idle: bool | None) -> list[Limit]:
 
 
 def read(directory: str, file: str) -> str:
-    """Return the text of a file without its last newline."""
-    with open(f"{directory}/{file}", encoding="ascii") as stream:  # noqa: PTH123 hot path
-        return stream.read().rstrip("\n")
+    """Return the text of a file without its last newline.
+
+    FileNotFoundError also where the cgroup was removed between open and read: ENODEV to the kernel.
+    """
+    path = f"{directory}/{file}"
+    try:
+        with open(path, encoding="ascii") as stream:  # noqa: PTH123 hot path
+            return stream.read().rstrip("\n")
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise FileNotFoundError(errno.ENOENT, "the cgroup was removed", path) from error
+        raise
 
 
 def read_words(directory: str, file: str) -> frozenset[str]:

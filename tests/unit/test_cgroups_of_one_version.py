@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from collections.abc import Sequence
 
 import pytest
 
-from pymigrate.runtime import cgroups_v1, cgroups_v2
+from pymigrate.runtime import cgroups_files, cgroups_v1, cgroups_v2
 from pymigrate.runtime.cgroups import Cgroup, Member
 from pymigrate.runtime.cgroups_files import Limit
 from pymigrate.runtime.errors import MissingFeature
@@ -80,3 +82,19 @@ def test_limits_by_the_names_of_v2s_files_are_written_line_by_line_and_refused_b
     for each in (HYBRID, V1_ALONE):
         with pytest.raises(MissingFeature, match="its memory controller is of cgroup v1"):
             each._limits(asked)
+
+
+class _Removed(io.StringIO):
+    """A file of a cgroup that is removed once it is open."""
+
+    def read(self, size: int | None = -1, /) -> str:
+        raise OSError(errno.ENODEV, "No such device")
+
+
+def test_a_cgroup_that_is_removed_while_it_is_read_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("builtins.open", lambda *_, **__: _Removed())
+
+    with pytest.raises(FileNotFoundError, match="was removed"):
+        cgroups_files.read("/sys/fs/cgroup/gone", "memory.current")
