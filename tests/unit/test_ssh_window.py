@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import paramiko
 import pytest
 
-from pymigrate.transport import ssh
+from pymigrate.transport import ssh_channel
 
 PIECE = 32 << 10
 WINDOW = 8 * PIECE
@@ -32,7 +32,7 @@ class Server(paramiko.ServerInterface):
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[paramiko.Channel, paramiko.Channel]]:
     """Give our session and the server's end of it."""
-    monkeypatch.setattr(ssh, "WINDOW", WINDOW)
+    monkeypatch.setattr(ssh_channel, "WINDOW", WINDOW)
     ours, theirs = socket.socketpair()
     server = paramiko.Transport(theirs)
     client = paramiko.Transport(ours, default_window_size=WINDOW)
@@ -42,7 +42,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[paramiko.Channel, pa
         server.start_server(begun, Server())
         client.start_client(timeout=WAIT)
         client.auth_none("root")
-        session = ssh.open_session(client, WAIT)
+        session = ssh_channel.open_session(client, WAIT)
         there = server.accept(WAIT)
         assert there is not None
         yield session, there
