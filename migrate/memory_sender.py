@@ -254,6 +254,7 @@ class MemorySender:
                 for kind, inner, value in pages.parse_news(heard):
                     if kind is News.WANTED:
                         self._wanted.append((inner, value))
+                        self._pace.wanted(time.monotonic())
                     elif kind is News.TAKEN:
                         self._pace.taken(value, time.monotonic())
                         while self._unconfirmed and self._unconfirmed[0][0] <= value:
@@ -272,7 +273,7 @@ class MemorySender:
                 blocked = self._work is not None and not self._outbox.has_room
                 self._pace.waits(time.monotonic(), blocked=blocked)
                 started = time.monotonic()
-                self._changed.wait_for(self._may_go_on)
+                self._wait_for(self._may_go_on)
                 self.sent.sending += (time.monotonic() - started) if blocked else 0.0
                 if self._ended:
                     return
@@ -298,12 +299,24 @@ class MemorySender:
     def _may_go_on(self) -> bool:
         if self._ended or self._is_at_end or (self._wanted and self._reader.memories.by_inner):
             return True
-        return self._work is not None and self._outbox.has_room
+        return self._work is not None and self._outbox.has_room and not self._holds
+
+    @property
+    def _holds(self) -> float:
+        """For how many seconds what nobody waits for is held back."""
+        return self._pace.holds(time.monotonic())
+
+    def _wait_for(self, may_go_on: Callable[[], bool]) -> None:
+        while True:
+            rest = self._holds  # before it is asked: who is held back by it wakes up by it
+            if may_go_on():
+                return
+            self._changed.wait(rest or None)
 
     def _send(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._may_send)
+                self._wait_for(self._may_send)
                 if self._ended:
                     return
                 if not self._outbox.has_piece:
@@ -328,7 +341,8 @@ class MemorySender:
             return True
         if self._outbox.has_piece:
             # Who has all of it does not say any more what it takes.
-            return self._complete or self._pace.may_send
+            may_go = self._outbox.is_urgent or not self._holds
+            return self._complete or (may_go and self._pace.may_send)
         return self._all_read
 
     # For the one who reads.

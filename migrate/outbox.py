@@ -71,6 +71,11 @@ class Outbox:
         """Whether there is something to send."""
         return bool(self._urgent or self._waiting)
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether somebody waits for what is to be sent next."""
+        return bool(self._urgent)
+
     def next(self) -> Piece:
         """Take out what is to be sent next; its buffer comes back by `give_back`."""
         return (self._urgent or self._waiting).popleft()

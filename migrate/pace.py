@@ -5,6 +5,9 @@ in DELAY, from when on somebody may wait. Where sending is the bottleneck, compr
 kept if more pages arrive by it than before: on a fast link, or where the CPUs are busy, fewer do. A
 limit is a slow link. On a link that may be a fast one, whose beginning was slow, it is tried later
 and given up now and then.
+
+A process that was just restored waits for a hundred pages one after the other, and would for each
+behind what is on its way. So in its first second what nobody waits for is held back while it asks.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ BEGINNING = 0.3  # seconds that say nothing of a link: both sides have just begu
 TRIAL = 24  # batches taken, after which it is seen what compression gave
 GAIN = 1.1  # times as many pages as before, at least, or it is given up
 REST = 512  # batches until it is tried again
+CALM = 0.01  # seconds without a page that is wanted, after which what nobody waits for goes on
+FAVOUR = 1.0  # seconds in which it is held back so, from the first page that is wanted
 
 
 class Pace:
@@ -53,6 +58,8 @@ class Pace:
         self._since_change = 0  # batches taken
         self._resting = 0
         self._look_again = False  # whether it is still better, after a while of compressing
+        self._held_until = 0.0
+        self._favours_until: float | None = None
 
     @property
     def window(self) -> int:
@@ -109,6 +116,17 @@ class Pace:
         self._began = None
         self._since_change = 0
         self._since = None
+
+    def wanted(self, now: float) -> None:
+        """Note that a process waits for a page: see `holds`."""
+        if self._favours_until is None:
+            self._favours_until = now + FAVOUR
+        self._held_until = min(now + CALM, self._favours_until)
+        self.resumes()
+
+    def holds(self, now: float) -> float:
+        """Return for how many seconds what nobody waits for is to be held back; 0 if not."""
+        return max(0.0, self._held_until - now)
 
     def _judge(self, now: float) -> None:
         """End a trial that has brought too little."""

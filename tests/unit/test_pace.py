@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pymigrate.migrate.pace import (
     BEGINNING,
+    CALM,
     DELAY,
+    FAVOUR,
     LEAST,
     LEVEL,
     MOST,
@@ -211,3 +213,18 @@ def test_what_is_limited_below_what_zstd_gives_is_compressed_from_the_start() ->
 
     assert slow.level is not None
     assert fast.level is None
+
+
+def test_what_nobody_waits_for_is_held_back_while_pages_are_wanted_but_not_for_ever() -> None:
+    pace = Pace()
+    assert pace.holds(5.0) == 0
+    asked = 5.0
+    while asked < 5.0 + FAVOUR - CALM:
+        pace.wanted(asked)
+        assert abs(pace.holds(asked) - CALM) < 1e-9
+        assert pace.holds(asked + CALM) == 0  # nobody has asked since
+        asked += CALM / 2
+    pace.wanted(5.0 + FAVOUR - CALM / 4)
+    assert 0 < pace.holds(5.0 + FAVOUR - CALM / 4) < CALM
+    pace.wanted(5.0 + FAVOUR)
+    assert pace.holds(5.0 + FAVOUR) == 0
