@@ -22,7 +22,7 @@ AT = ("--repo", REPOSITORY)
 COPY_ADDRESS = "10.88.0.32"
 DYING = Path(__file__).with_name("killed") / "dying.py"
 SOME = pytest.mark.parametrize(
-    "every", [20, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+    "every", [40, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
 )
 """Die at each so many-eth effect; all of them take a quarter of an hour."""
 

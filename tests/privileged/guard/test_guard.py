@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.criu]
 
 DYING = Path(__file__).with_name("dying.py")
 FILE = Path("/srv/checkpoint.tar.zst")
-SOME = pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.long)])
+SOME = pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.long)])
 """Die at each so many-eth line; all of them take minutes."""
 
 HELD = f"save:{inspect.getsourcelines(save._copy_files)[1] + 1}"
