@@ -147,7 +147,9 @@ def test_rewind_that_fails_leaves_the_present_running(tool: Tool) -> None:
 def test_diff_tells_files_processes_and_memory(tool: Tool) -> None:
     start(tool)
     first = create(tool)["id"]
-    tool("exec", "web", "sh", "-c", "echo new > /fresh; rm /etc/group; sleep 1000 &")
+    # More memory than any moment of the counting itself: its short-lived child may be there, or not.
+    held = "noise=$(head -c 1000000 /dev/zero | tr '\\0' x); (sleep 1000; echo $noise) &"
+    tool("exec", "web", "sh", "-c", f"echo new > /fresh; rm /etc/group; {held}")
     second = create(tool)["id"]
 
     found = json.loads(tool("snapshot", "diff", first, second, "--json").stdout)
