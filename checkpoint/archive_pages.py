@@ -16,6 +16,7 @@ from pymigrate.checkpoint.fill_words import Plan
 from pymigrate.checkpoint.lazily import Skeleton, Told, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
+from pymigrate.runtime import daemon
 from pymigrate.runtime.errors import BadArchive
 
 
@@ -92,6 +93,11 @@ class FromArchive:
         """Unpack and verify all of it; returns the SHA-256 of each member. Raises BadArchive."""
         return self.archive.extract(into)
 
+    @property
+    def filler(self) -> str:
+        """The program that is its filler."""
+        return __name__
+
     def lay_out(self, into: Path) -> Skeleton | None:
         """Unpack and verify what CRIU needs; None for archives that have no blocks."""
         laid = self.archive.lay_out(into)
@@ -114,7 +120,7 @@ class FromArchive:
 
         held = ExitStack()
         held.callback(laid.stream.close)
-        return Skeleton(laid.sums, __name__, complete, held)
+        return Skeleton(laid.sums, complete, held)
 
 
 @contextmanager
@@ -130,7 +136,13 @@ def opened(plan: Plan, descriptors: Sequence[int]) -> Iterator[ArchivePages]:
     yield ArchivePages.of(path, file, places, files, Path(str(plan["images"])))
 
 
-if __name__ == "__main__":
+def main(_arguments: Sequence[str]) -> int:
+    """Be the filler of a restored container; see daemon.py."""
+    daemon.detach()
     from pymigrate.checkpoint import filling  # the command, which imports us, needs nothing of it
 
-    sys.exit(filling.run(opened))
+    return filling.run(opened)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

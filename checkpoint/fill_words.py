@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pymigrate.checkpoint.memory_map import PageFile
 
-REPORT_FD = 3
-"""Where a filler finds its end of the socket."""
 BEGIN = b"\n"
 """What comes before the plan, with the descriptors."""
 MAX_DESCRIPTORS = 4

@@ -1,6 +1,6 @@
 """The process that brings the memory of a container that runs already: what it waits for, first.
 
-It is a child of the container's supervisor, for the command that restores ends long before. It
+It outlives the command that starts it, and the container's supervisor relies on it. It
 reads blocks of pages from where the checkpoint lies (`Pages`), each verified, and gives them to
 the pager: a block in which a page is waited for at once, the others in the order of addresses.
 
@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,13 +35,12 @@ from pymigrate.checkpoint.fill_words import (
     FAILED,
     MAX_DESCRIPTORS,
     READY,
-    REPORT_FD,
     Pages,
     Plan,
 )
 from pymigrate.checkpoint.memory_map import BLOCK, Extent, PageFile
 from pymigrate.checkpoint.pager import PAGE, Pager
-from pymigrate.runtime import lock, syscalls
+from pymigrate.runtime import daemon, launch, lock, syscalls
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import HostError, PymigrateError
 from pymigrate.runtime.host import Host
@@ -61,6 +60,9 @@ AROUND = 16  # pages of zeros that go with a wanted one
 
 Opened = Callable[[Plan, Sequence[int]], AbstractContextManager[Pages]]
 """Opens what is read, by what was told and the descriptors that came with it."""
+
+Supervised = Callable[[Path], AbstractContextManager[Supervision]]
+"""Connects to the supervisor of the container in a directory."""
 
 
 class _Processes:
@@ -225,10 +227,20 @@ class _WhileSupervised:
 def run(opened: Opened) -> int:
     """Be a filler, as a process."""
     syscalls.set_name(PROCESS_NAME)
-    return fill(socket.socket(fileno=REPORT_FD), opened)
+    return fill(socket.socket(fileno=daemon.CONNECTION_FD), opened, _relied_on)
 
 
-def fill(connection: socket.socket, opened: Opened) -> int:
+@contextlib.contextmanager
+def _relied_on(directory: Path) -> Iterator[Supervision]:
+    """Say in the supervisor's log what there is to say, and have it rely on us."""
+    launch.open_log(directory)
+    with Supervision.connect(directory) as supervision:
+        supervision.rely()
+        yield supervision
+        supervision.rely_no_more()
+
+
+def fill(connection: socket.socket, opened: Opened, supervised: Supervised) -> int:
     """Take the plan from the command, fill, and report; returns the exit code."""
     with connection as command:
         begin, descriptors, _, _ = socket.recv_fds(command, len(BEGIN), MAX_DESCRIPTORS)
@@ -242,7 +254,7 @@ def fill(connection: socket.socket, opened: Opened) -> int:
                 command.sendall(json.dumps([word, more]).encode() + b"\n")
 
         try:
-            with Supervision.connect(directory) as supervision:
+            with supervised(directory) as supervision:
                 keeper = _WhileSupervised(supervision)
                 filling = Filling(directory / "criu", keeper, lambda: tell(ATTACHED))
                 try:

@@ -6,18 +6,17 @@ import json
 import os
 import select
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from pymigrate.checkpoint import fill_words
 from pymigrate.checkpoint.fill_words import Pages
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, clipped
-from pymigrate.runtime import userfault
-from pymigrate.runtime.container import Container
+from pymigrate.runtime import daemon, userfault
 from pymigrate.runtime.errors import RestoreFailed
 
 WORTH = 16 << 20
@@ -36,15 +35,14 @@ class Told:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A checkpoint without its memory, and who brings that: the module that is its filler's.
+    """A checkpoint without its memory, which a filler brings.
 
     ``sums`` are the SHA-256 of members. ``complete`` makes CRIU's files of pages, and returns what
-    the filler is told: it is called while filler and CRIU start, for it may take as long as these.
+    the filler is told: it is called while CRIU starts, for it may take as long.
     ``held`` is closed when the filler has its own.
     """
 
     sums: dict[str, str]
-    program: str
     complete: Callable[[], Told]
     held: ExitStack = field(default_factory=ExitStack)
 
@@ -79,13 +77,35 @@ def lay_out_memory(pages: Pages, images: Path) -> None:
 
 
 class Filler:
-    """A filler that has started; it goes on when this is closed."""
+    """A filler that has started; once it was told, it goes on when this is closed."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        """Take the command's end of its socket."""
+    def __init__(self, connection: socket.socket, pid: int | None = None) -> None:
+        """Take the command's end of its socket, and the PID that is to be waited for."""
         self._connection = connection
+        self._pid = pid
         self._unread = b""
         self._is_attached = False
+
+    @classmethod
+    @contextmanager
+    def started(cls, program: str) -> Iterator[Self]:
+        """Start the module that is a filler: it loads what it needs, and waits to be told."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            pid = daemon.start(program, [], theirs, title="pymigrate: brings memory", fork=True)
+            theirs.close()
+            ours.settimeout(_SECONDS)
+            self = cls(ours, pid)
+            try:
+                yield self
+            finally:
+                self._reap()
+
+    def _reap(self) -> None:
+        # It forked once, to be nobody's child: what we started has ended.
+        pid, self._pid = self._pid, None
+        if pid is not None:
+            os.waitpid(pid, 0)
 
     def tell(self, directory: Path, told: Told) -> None:
         """Have it begin, for the container in this directory. Raises RestoreFailed."""
@@ -127,17 +147,3 @@ class Filler:
             raise RestoreFailed(f"the process that brings the memory failed: {more}")
         self._is_attached = said == fill_words.ATTACHED
         return str(said)
-
-
-@contextmanager
-def started(container: Container, program: str) -> Iterator[Filler]:
-    """Have the supervisor of a prepared container start a filler, which waits to be told."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        argv = [sys.executable, "-I", "-m", program]
-        with container.supervision() as supervision:
-            pid = supervision.spawn(argv, [theirs.fileno()], in_cgroup=False)
-            supervision.rely_on(pid)
-        theirs.close()
-        ours.settimeout(_SECONDS)
-        yield Filler(ours)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pymigrate.checkpoint import archive, fill_words, lazily, restore
 from pymigrate.checkpoint.archive_pages import FromArchive
-from pymigrate.checkpoint.lazily import Skeleton
+from pymigrate.checkpoint.lazily import Filler, Skeleton, Told
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.protection import Trust
 from pymigrate.checkpoint.requests import RestoreOptions
@@ -59,7 +59,7 @@ class Wishes:
 class Loaded:
     """The restored container, which runs, and the seconds that each phase took.
 
-    If it is ``lazy``, a process of its supervisor's still brings its memory.
+    If it is ``lazy``, a process still brings its memory.
     """
 
     container: Container
@@ -82,6 +82,10 @@ class Source(Protocol):
     @property
     def memory(self) -> int:
         """Bytes of all files of pages."""
+
+    @property
+    def filler(self) -> str:
+        """The module that is the filler of what was laid out; see `lazily`."""
 
     def lay_out(self, into: Path) -> Skeleton | None:
         """Do as `extract`, but without memory that can come later; None if it cannot be read so.
@@ -118,14 +122,16 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
     replaced = check(host, manifest, record)
     begun = time.monotonic()
     phases: dict[str, float] = {}
-    with staging(host) as stage, ThreadPoolExecutor(1) as pool, ExitStack() as held:
+    with staging(host) as stage, ExitStack() as held:
+        filler = None
+        if not wishes.eager and lazily.is_possible(manifest, opened.memory):
+            filler = held.enter_context(lazily.Filler.started(opened.filler))  # it takes longest
+        pool = held.enter_context(ThreadPoolExecutor(1))
         # Asking the network costs a third of a second, as much as all until it is restored.
         asked = pool.submit(network.address_in_use, record.network)
         launch = Launch(host.containers / record.name)  # it loads what it needs meanwhile
         held.callback(launch.abandon)
-        skeleton = None
-        if not wishes.eager and lazily.is_possible(manifest, opened.memory):
-            skeleton = opened.lay_out(stage)
+        skeleton = opened.lay_out(stage) if filler is not None else None
         if skeleton is not None:
             held.callback(skeleton.close)
         sums = opened.extract(stage) if skeleton is None else skeleton.sums
@@ -137,10 +143,12 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
             options = replace(manifest.restore_options(debug=wishes.debug), tcp=tcp)
             with container.prepare(plugged=False, launch=launch):
                 phases["prepare"] = time.monotonic() - begun - sum(phases.values())
-                if skeleton is None:
-                    loaded.pid = restore.hold(container, stage / archive.IMAGES, options)
+                images = stage / archive.IMAGES
+                if filler is None or skeleton is None:
+                    loaded.pid = restore.hold(container, images, options)
                 else:
-                    loaded.pid = _hold_lazily(container, stage / archive.IMAGES, options, skeleton)
+                    told = skeleton.complete
+                    loaded.pid = _hold_lazily(container, images, options, filler, told)
                     loaded.lazy = True
             phases["restore"] = time.monotonic() - begun - sum(phases.values())
             # It is held, and its cable is out: nobody has seen it yet.
@@ -156,15 +164,16 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
 
 
 def _hold_lazily(
-    container: Container, images: Path, options: RestoreOptions, skeleton: Skeleton
+    container: Container,
+    images: Path,
+    options: RestoreOptions,
+    filler: Filler,
+    complete: Callable[[], Told],
 ) -> int:
     """Restore it, its memory to come; a filler has all processes when this returns."""
     restore.work_directory(container)
-    with (
-        lazily.started(container, skeleton.program) as filler,
-        restore.prepare(container) as prepared,
-    ):
-        filler.tell(container.directory, skeleton.complete())
+    with restore.prepare(container) as prepared:
+        filler.tell(container.directory, complete())
         filler.await_word(fill_words.READY)
         try:
             pid = restore.hold(container, images, replace(options, lazy=True), prepared)

@@ -28,6 +28,7 @@ from pymigrate.checkpoint.repository_directory import Directory
 from pymigrate.checkpoint.repository_index import pieces
 from pymigrate.checkpoint.sealing import Damaged, Keys
 from pymigrate.checkpoint.snapshot import Member, Snapshot
+from pymigrate.runtime import daemon
 from pymigrate.runtime.errors import NoSpace
 
 BLOBS = 32
@@ -146,6 +147,11 @@ class Stored:
         with self.repository.reading():
             return self._put_together(into, self.repository.contents(), self.snapshot.members)
 
+    @property
+    def filler(self) -> str:
+        """The program that is its filler."""
+        return __name__
+
     def lay_out(self, into: Path) -> Skeleton | None:
         """Put together what CRIU needs; until the skeleton is closed, no chunk goes away."""
         later = memory(self.snapshot)
@@ -155,7 +161,7 @@ class Stored:
             now = [member for member in self.snapshot.members if member.name not in later]
             sums = self._put_together(into, contents, now)
             kept = held.pop_all()
-        return Skeleton(sums, __name__, lambda: self._complete(contents, into, kept), kept)
+        return Skeleton(sums, lambda: self._complete(contents, into, kept), kept)
 
     def _complete(self, contents: Contents, into: Path, held: ExitStack) -> Told:
         images = into / archive.IMAGES
@@ -225,7 +231,13 @@ def opened(plan: Plan, descriptors: Sequence[int]) -> Iterator[SnapshotPages]:
         yield SnapshotPages(repository, places, files)
 
 
-if __name__ == "__main__":
+def main(_arguments: Sequence[str]) -> int:
+    """Be the filler of a restored container; see daemon.py."""
+    daemon.detach()
     from pymigrate.checkpoint import filling  # the command, which imports us, needs nothing of it
 
-    sys.exit(filling.run(opened))
+    return filling.run(opened)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

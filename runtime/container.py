@@ -323,7 +323,7 @@ class Container:
         That is so while it comes from another host, which may take longer than anybody waits.
         """
         with self.supervision() as supervision:
-            supervision.await_relied_on()
+            supervision.wait_relied()
             if supervision.count_kept():
                 raise errors.WrongState(
                     f"{self.name} came from another host, and not all of its memory is here yet",

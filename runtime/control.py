@@ -94,11 +94,21 @@ def error_from_document(document: object) -> errors.PymigrateError:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """Return who is at the other end; see SO_PEERCRED in unix(7)."""
+    """Return whose process is at the other end."""
+    return _peer(connection)[1]
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """Return which process made the connection."""
+    return _peer(connection)[0]
+
+
+def _peer(connection: socket.socket) -> array.array[int]:
+    """Return PID, UID and GID; see SO_PEERCRED in unix(7)."""
     credentials = array.array("i")
-    size = 3 * credentials.itemsize  # struct ucred: pid, uid, gid
+    size = 3 * credentials.itemsize  # struct ucred
     credentials.frombytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return credentials[1]
+    return credentials
 
 
 def listen(directory_fd: int) -> socket.socket:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pymigrate.runtime import control, errors
+from pymigrate.runtime import control, daemon, errors
 from pymigrate.runtime.supervision import Supervision
 
 if TYPE_CHECKING:
     from pymigrate.runtime.host import Host
     from pymigrate.runtime.state import Record
 
-KEEPER_FD = 3
-_LAST_FD = (1 << 32) - 1
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+_PROGRAM = "pymigrate.runtime.supervisor"
 READY_SECONDS = 60.0
-_ENVIRONMENT = {"PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 LOG_NAME = "supervisor.log"
 PROCESS_NAME = "pymigrate-super"  # of a supervisor; the kernel keeps 15 letters
 FENCE_NAME = "migration"
@@ -56,18 +50,20 @@ class Launch:
     def __init__(self, directory: Path, *, fork: bool = False) -> None:
         """Make a process for the container in this directory, which need not exist yet.
 
-        An interpreter of its own takes 50 ms of processor time. With ``fork`` it is a fork of the
-        caller instead, who has loaded little that a supervisor does not need, for it stays; of a
-        caller with threads, which a fork would lose, it is not.
+        With ``fork`` (see daemon.py) it is one of a caller who has loaded little that a supervisor
+        does not need, for it stays.
         """
         self._directory = directory
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                if fork and _has_one_thread():
-                    self._pid = _fork(directory, theirs)
-                else:
-                    self._pid = _spawn(directory, theirs.fileno())
+                self._pid = daemon.start(
+                    _PROGRAM,
+                    [os.fspath(directory)],
+                    theirs,
+                    title=f"pymigrate: supervisor of {directory}",
+                    fork=fork,
+                )
             except OSError:
                 self._connection.close()
                 raise
@@ -122,64 +118,6 @@ def open_log(directory: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-
-
-def _spawn(directory: Path, keeper: int) -> int | None:
-    program = [sys.executable, "-I", "-m", "pymigrate.runtime.supervisor", os.fspath(directory)]
-    return os.posix_spawn(
-        sys.executable,
-        program,
-        _ENVIRONMENT,
-        file_actions=[
-            (os.POSIX_SPAWN_DUP2, keeper, KEEPER_FD),
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-        ],
-        setsid=True,
-        setsigmask=[],
-        setsigdef=[signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE],
-    )
-
-
-def _fork(directory: Path, keeper: socket.socket) -> int | None:
-    """Do as ``_spawn``; nothing of the caller's is left in the child but what it has imported."""
-    # Until it has handlers of its own, no Ctrl-C may run the caller's in it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-    pid = os.fork()
-    if pid != 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return pid
-    exit_code = 1
-    try:
-        os.setsid()
-        from pymigrate.runtime import syscalls
-
-        # At once: some of the caller's are locks, and end with their last descriptor.
-        os.dup2(keeper.detach(), KEEPER_FD, inheritable=False)
-        syscalls.close_range(KEEPER_FD + 1, _LAST_FD)
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        os.close(null)
-        for number in _STOPPING:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        # Nobody's variables and passwords shall stay, nor look as if `run` were still at work.
-        os.environ.clear()
-        os.environ.update(_ENVIRONMENT)
-        syscalls.set_command_line(f"pymigrate: supervisor of {directory}")
-        gc.freeze()  # or the collector would touch, and so copy, all that the two still share
-        from pymigrate.runtime import supervisor
-
-        exit_code = supervisor.main([os.fspath(directory)])
-    except BaseException:  # it must not return into the caller's stack
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(exit_code)
-
-
-def _has_one_thread() -> bool:
-    return len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 - names are numbers
 
 
 def _last_words(directory: Path) -> str:

@@ -49,7 +49,7 @@ __all__ = [
 ALIAS = "pymigrate"
 _FRESH = "pymnew-"  # how they are called until they are ready
 _PACKET_BYTES = 2048
-ANSWER_SECONDS = 0.2
+ANSWER_SECONDS = 0.12
 """For three probes to be answered; a neighbour that is awake needs a millisecond."""
 _FORWARDING_SECONDS = 2.0
 _LARGEST_SEGMENT = 66 * 1024  # GSO_LEGACY_MAX_SIZE of the kernel, with headers

@@ -267,15 +267,18 @@ class Supervision:
         with contextlib.suppress(SupervisorEnded):
             self._ask("drop_kept")
 
-    def rely_on(self, pid: int) -> None:
-        """Have the container ended should this program of ``spawn`` fail; see reliance.py."""
-        self._ask("rely_on", pid=pid)
+    def rely(self) -> None:
+        """Have the container ended should this connection be lost; see reliance.py."""
+        self._ask("rely")
 
-    def await_relied_on(self) -> None:
-        """Wait until the program that the container relies on has ended, if there is one."""
-        pid = _number(self._ask("relied_on"), "pid")
-        if pid:
-            self.wait_spawned(pid)
+    def rely_no_more(self) -> None:
+        """Take that back. No error if the supervisor has ended."""
+        with contextlib.suppress(SupervisorEnded):
+            self._ask("rely_no_more")
+
+    def wait_relied(self) -> None:
+        """Wait until nothing is relied on any more."""
+        self._ask("wait_relied", seconds=None)
 
     def fail(self, reason: str) -> None:
         """Have the container ended at once, and the reason written down."""

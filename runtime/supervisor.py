@@ -30,6 +30,7 @@ from pathlib import Path
 from pymigrate.runtime import (
     children,
     control,
+    daemon,
     errors,
     events,
     guard,
@@ -92,7 +93,7 @@ class Supervisor:
         self._helpers = Helpers(self._clients.answer)
         self._guard = guard.Guard(self._around, self._helpers)
         self._operations |= self._helpers.operations() | self._guard.operations()
-        self._reliance = Reliance(self._helpers, self._end_processes)
+        self._reliance = Reliance(self._end_processes, self._clients.answer)
         self._operations |= self._reliance.operations()
 
     def prepare(self, *, plugged: bool) -> None:
@@ -157,7 +158,6 @@ class Supervisor:
                 self._prober.ended(children.exit_code(status))
             elif self._helpers.runs(pid):
                 self._try("keep what CRIU knows", self._around.keep_criu_cache)
-                self._reliance.settle(pid, children.exit_code(status))
                 self._helpers.end(pid, children.exit_code(status))
             else:
                 self._helpers.keep_unclaimed(pid, status)
@@ -165,6 +165,7 @@ class Supervisor:
     def _on_client_gone(self, client: socket.socket) -> None:
         self._waiting = [one for one in self._waiting if one is not client]
         self._helpers.forget(client)
+        self._reliance.on_gone(client)
         self._guard.on_gone(client)
         self._reap()
         self._settle_guard()
@@ -402,6 +403,7 @@ class Supervisor:
     def _give_up(self) -> None:
         """Undo what was prepared; helpers such as a CRIU that restores are killed."""
         self._helpers.kill()
+        self._reliance.release()
         self._try("remove cgroup and network", self._around.leave)
         self._state = self._before
         self._end()
@@ -432,13 +434,10 @@ class Supervisor:
 
 def main(arguments: Sequence[str]) -> int:
     """Be the supervisor of the container in the directory that the argument names."""
-    if os.fork() != 0:
-        os._exit(0)  # whoever started us waits for this one; we are nobody's child
-    os.chdir("/")
-    os.umask(0o022)
+    daemon.detach()
     syscalls.set_name(launch.PROCESS_NAME)
     directory = Path(arguments[0])
-    keeper = socket.socket(fileno=launch.KEEPER_FD)
+    keeper = socket.socket(fileno=daemon.CONNECTION_FD)
     keeper.set_inheritable(False)
     _load_while_idle(keeper)
     order = control.receive(keeper)

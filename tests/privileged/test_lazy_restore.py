@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from pymigrate.checkpoint import archive_pages, filling, lazily, load
+from pymigrate.checkpoint import archive_pages, filling, load
 from pymigrate.checkpoint.archive import Archive
 from pymigrate.checkpoint.archive_pages import ArchivePages
 from pymigrate.checkpoint.fill_words import Plan
@@ -32,6 +32,7 @@ from pymigrate.runtime import lock
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import BadArchive, WrongState
 from pymigrate.runtime.host import Host
+from pymigrate.runtime.supervision import Supervision
 from tests.lab import images
 from tests.privileged.programs.conftest import PACKAGES
 from tests.privileged.tool import Tool, until
@@ -206,15 +207,18 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
             yield Gated(found, made)
 
     @contextmanager
-    def started(_container: Container, _program: str) -> Iterator[Filler]:
+    def started(_program: str) -> Iterator[Filler]:
         ours, theirs = socket.socketpair()
-        fill = threading.Thread(target=lambda: made.exit_codes.append(filling.fill(theirs, pages)))
-        made.threads.append(fill)
-        fill.start()
+
+        def fill() -> None:
+            made.exit_codes.append(filling.fill(theirs, pages, Supervision.connect))
+
+        made.threads.append(threading.Thread(target=fill))
+        made.threads[-1].start()
         with ours:
             yield Filler(ours)
 
-    monkeypatch.setattr(lazily, "started", started)
+    monkeypatch.setattr(Filler, "started", started)
     yield made
     made.open.set()
     made.end()
@@ -368,11 +372,11 @@ def test_a_container_ends_with_what_brings_its_memory(tool: Tool) -> None:
     tool.run("-d", "--name", "tree", "sleep", "1000")
     container = opened(tool)
     with container.supervision() as supervision:
-        filler = supervision.spawn(["sleep", "1000"], in_cgroup=False)
-        supervision.rely_on(filler)
-        os.kill(filler, signal.SIGKILL)
+        with container.supervision() as relied:
+            relied.rely()
+            supervision.begin_wait()
         assert 137 == supervision.wait()
-    assert "ended with code 137" in str(tool.state("tree")["failure"])
+    assert "memory was killed" in str(tool.state("tree")["failure"])
     tool("start", "tree")
     assert tool.state("tree")["failure"] is None
 

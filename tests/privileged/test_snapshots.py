@@ -147,7 +147,7 @@ def test_rewind_that_fails_leaves_the_present_running(tool: Tool) -> None:
 def test_diff_tells_files_processes_and_memory(tool: Tool) -> None:
     start(tool)
     first = create(tool)["id"]
-    # More memory than any moment of the counting itself: its short-lived child may be there, or not.
+    # More than the counting's own short-lived child, which may be there at one moment or the other.
     held = "noise=$(head -c 1000000 /dev/zero | tr '\\0' x); (sleep 1000; echo $noise) &"
     tool("exec", "web", "sh", "-c", f"echo new > /fresh; rm /etc/group; {held}")
     second = create(tool)["id"]
