@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from pymigrate.checkpoint import archive, fill_words, lazily, restore
+from pymigrate.checkpoint import archive, criu, fill_words, lazily, restore
 from pymigrate.checkpoint.archive_pages import FromArchive
 from pymigrate.checkpoint.lazily import Filler, Skeleton, Told
 from pymigrate.checkpoint.manifest import Manifest
@@ -126,11 +126,12 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
         filler = None
         if not wishes.eager and lazily.is_possible(manifest, opened.memory):
             filler = held.enter_context(lazily.Filler.started(opened.filler))  # it takes longest
-        pool = held.enter_context(ThreadPoolExecutor(1))
+        pool = held.enter_context(ThreadPoolExecutor(2))
         # Asking the network costs a third of a second, as much as all until it is restored.
         asked = pool.submit(network.address_in_use, record.network)
         launch = Launch(host.containers / record.name)  # it loads what it needs meanwhile
         held.callback(launch.abandon)
+        pool.submit(criu.messages)  # slow to load, too; what fails here is told by who needs them
         skeleton = opened.lay_out(stage) if filler is not None else None
         if skeleton is not None:
             held.callback(skeleton.close)
