@@ -69,10 +69,11 @@ container = Container.open(Host.open(Path(os.environ["PYMIGRATE_ROOT"])), "count
 images = Path("/srv/images")
 images.mkdir()
 with lock.locked(container.directory) as held, dump.prepare(container) as prepared:
-    container.supervision().guard(held, [prepared.pid])
+    supervision = container.supervision()  # kept: without its name it would hang up at once,
+    supervision.guard(held, [prepared.pid])
     container.freeze()
     container.unplug()
-    dump.hold(container, images, DumpOptions(), prepared)
+    held_dump = dump.hold(container, images, DumpOptions(), prepared)  # and CRIU likewise
     state.write_document(container.directory / "migration", {"migration": "m1"})
     os.kill(os.getpid(), signal.SIGKILL)
 """
