@@ -120,7 +120,9 @@ def capture(
         container.check_whole()
         with saved.phase("scan"):
             scan.refuse(container, options.tcp, options.skip)
-        if memory is not None:
+        # What stands still already is read under the freeze, which costs it nothing; and it could
+        # not be asked for what tracks its writes: it would be waited for in vain.
+        if memory is not None and not container.cgroup.frozen():
             with saved.phase("look"):
                 memory.look(container.cgroup.pids())
         with (

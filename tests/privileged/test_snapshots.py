@@ -144,10 +144,26 @@ def test_rewind_that_fails_leaves_the_present_running(tool: Tool) -> None:
     assert moves(count)
 
 
+def test_one_that_is_paused_is_written_down_as_it_stands_and_goes_on_when_resumed(
+    tool: Tool,
+) -> None:
+    """Its processes cannot be asked for anything while they stand still, and stay as they are."""
+    count = start(tool)
+    tool("pause", "web")
+    made = create(tool)
+    assert "paused" == tool.state("web")["status"]
+    tool("resume", "web")
+    assert moves(count)
+    tool("snapshot", "restore", made["id"], "--name", "copy")
+    if tool.state("copy")["status"] == "paused":
+        tool("resume", "copy")
+    assert moves(tool.root / "containers/copy/upper/count")
+
+
 def test_diff_tells_files_processes_and_memory(tool: Tool) -> None:
     start(tool)
     first = create(tool)["id"]
-    # More than the counting's own short-lived child, which may be there at one moment or the other.
+    # More memory than the counting ever has: its short-lived child may be there, or not.
     held = "noise=$(head -c 1000000 /dev/zero | tr '\\0' x); (sleep 1000; echo $noise) &"
     tool("exec", "web", "sh", "-c", f"echo new > /fresh; rm /etc/group; {held}")
     second = create(tool)["id"]

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -25,15 +24,10 @@ from pymigrate.migrate.steps import Move
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import PymigrateError
 from pymigrate.runtime.host import Host
-from pymigrate.transport import ssh
-from pymigrate.transport.destination import Destination
-from pymigrate.transport.limit import RateLimit
-from pymigrate.transport.rpc import Client
-from pymigrate.transport.ssh_settings import Timeouts
 from tests.privileged.faults.matrix import POINTS, Moment, Point, Side
+from tests.privileged.migration.impatient import hurry
 
 AGENT = "/srv/struck-agent"
-SILENCE = 3.0  # seconds, not 8: what is waited for in these runs is not how long
 
 
 def stand_still() -> None:
@@ -116,28 +110,15 @@ class WatchedAttempt(outgoing.Attempt):
         return WatchedMove(**shared, point=self.point)
 
 
-@dataclass(frozen=True)
-class Impatient(outgoing.Target):
-    """A target that counts as lost sooner."""
-
-    def connect(self, undo: ExitStack, limit: RateLimit | None = None) -> Client:
-        connection = undo.enter_context(
-            ssh.connect(Destination.parse(self.destination), timeouts=Timeouts(connect=SILENCE))
-        )
-        agent = connection.open_agent(self.command)
-        return undo.enter_context(
-            Client(agent, silence=SILENCE, address=connection.address, limit=limit)
-        )
-
-
 def main() -> int:
     name, destination, mode, label = sys.argv[1:]
     point = Point.from_label(label)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it
     host = Host.open(Path(os.environ["PYMIGRATE_ROOT"]))
     container = outgoing.open_movable(host, name)
-    command = AGENT if point.side is Side.TARGET else Impatient.remote_command
-    target = Impatient(destination, remote_command=command)
+    hurry()
+    command = AGENT if point.side is Side.TARGET else outgoing.Target.remote_command
+    target = outgoing.Target(destination, remote_command=command)
     attempt = WatchedAttempt(host, outgoing.new_id(name), name, target, point=point)
     with attempt.peer() as peer:
         planned = outgoing.plan(attempt, peer, container, [], mode)

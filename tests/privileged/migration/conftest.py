@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from pymigrate.migrate import journal
 from tests.lab import Host, Lab
 
 ADDRESS = "10.88.0.31"
 PORT = 7000
+CLEAR = (
+    "if ls /srv/pymigrate/containers 2> /dev/null | grep -q .; then"
+    ' names=$(pymigrate ps -a -q); [ -z "$names" ] || pymigrate rm -f $names; fi;'
+    "rm -rf /srv/pymigrate/migrations/* /srv/pymigrate/containers/*"
+)
+IMPATIENT = str(Path(__file__).with_name("impatient.py"))
 COUNT = (
     "nc -ll -p 7000 -e cat & i=0; while true; do i=$((i+1)); echo $i > /count; usleep 5000; done"
 )
@@ -83,14 +91,18 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+def clear(lab: Lab) -> None:
+    """Settle what is open, and remove all containers and journals, from all hosts at once."""
+    for host in lab.hosts.values():
+        journals = host.outside("/srv/pymigrate/migrations").glob("*/journal")
+        if not all(journal.read(path).settled for path in journals):
+            host.pymigrate("recover", check=False)
+    clearing = [host.popen(["sh", "-euc", CLEAR]) for host in lab.hosts.values()]
+    said = [(each.communicate(timeout=120), each.returncode) for each in clearing]
+    assert not any(returncode for _, returncode in said), said
+
+
 @pytest.fixture
 def counter(lab: Lab) -> Iterator[Counter]:
     yield counting(lab)
-    for host in lab.hosts.values():
-        journals = host.outside("/srv/pymigrate/migrations")
-        if journals.exists():
-            host.pymigrate("recover", check=False)
-        names = host.pymigrate("ps", "-a", "-q").stdout.split()
-        if names:
-            host.pymigrate("rm", "-f", *names)
-        host.sh("rm -rf /srv/pymigrate/migrations/* /srv/pymigrate/containers/*")
+    clear(lab)

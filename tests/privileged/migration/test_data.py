@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.lab import Client, Host, Lab, Process
-from tests.privileged.migration.conftest import ADDRESS, PORT, Counter, await_end_of_cut_lines
+from tests.privileged.migration.conftest import (
+    ADDRESS,
+    IMPATIENT,
+    PORT,
+    Counter,
+    await_end_of_cut_lines,
+)
 
 pytestmark = [pytest.mark.privileged, pytest.mark.criu]
 
@@ -107,8 +114,9 @@ def test_a_firewall_and_nothing_but_tls_wanted_leaves_the_container_here(
 
 
 def frozen(alpha: Host, *options: str) -> Process:
-    """Begin to move the container; return when it is frozen."""
-    migrate = alpha.popen(["pymigrate", "migrate", "counter", "root@beta", *options])
+    """Begin to move the container; return when it is frozen. A cut of the line is soon seen."""
+    command = [sys.executable, IMPATIENT, "migrate", "counter", "root@beta", *options]
+    migrate = alpha.popen(command)
     assert migrate.stderr is not None
     while "frozen" not in migrate.stderr.readline():
         assert migrate.poll() is None

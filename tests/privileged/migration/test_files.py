@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Host, Lab
-from tests.privileged.migration.conftest import await_end_of_cut_lines
+from tests.privileged.migration.conftest import IMPATIENT, await_end_of_cut_lines
 
 pytestmark = [pytest.mark.privileged, pytest.mark.criu]
 
@@ -136,7 +136,8 @@ def test_a_cut_in_a_round_leaves_the_container_and_no_files_behind(lab: Lab) -> 
     containers = "/srv/pymigrate/containers"
     alpha.sh(f"until [ -e {containers}/sleeper/upper/ready ]; do :; done", timeout=60)
     lab.shape(rate="8mbit")
-    with alpha.popen(["pymigrate", "migrate", "sleeper", "root@beta"]) as migrate:
+    command = [sys.executable, IMPATIENT, "migrate", "sleeper", "root@beta"]
+    with alpha.popen(command) as migrate:
         beta.sh(f"until [ -s {containers}/sleeper/upper/big ]; do :; done", timeout=60)
         lab.cut("beta")
         _, text = migrate.communicate(timeout=60)

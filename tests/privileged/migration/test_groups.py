@@ -13,7 +13,7 @@ import pytest
 from pymigrate.migrate.phases import Phase
 from tests.lab import Host, Lab
 from tests.lab.registry import wait_for
-from tests.privileged.migration.conftest import small_lab
+from tests.privileged.migration.conftest import clear, small_lab
 
 pytestmark = [pytest.mark.privileged, pytest.mark.criu]
 
@@ -77,12 +77,7 @@ def pair(lab: Lab) -> Iterator[Pair]:
     root = alpha.outside("/srv/pymigrate/containers") / "talker" / "upper" / "heard"
     assert wait_for(lambda: root.exists() and len(pair.heard(alpha)) > 5, 30.0)
     yield pair
-    for host in lab.hosts.values():
-        host.pymigrate("recover", check=False)
-        names = host.pymigrate("ps", "-a", "-q").stdout.split()
-        if names:
-            host.pymigrate("rm", "-f", *names)
-        host.sh("rm -rf /srv/pymigrate/migrations/* /srv/pymigrate/containers/*")
+    clear(lab)
 
 
 @pytest.mark.parametrize("mode", ["stop", "pre", "hybrid"])

@@ -18,7 +18,7 @@ from _pytest.mark.structures import ParameterSet
 from pymigrate.migrate.phases import Phase
 from tests.lab import Client, Host, Lab, Process, images
 from tests.lab.registry import wait_for
-from tests.privileged.migration.conftest import await_end_of_cut_lines
+from tests.privileged.migration.conftest import await_end_of_cut_lines, clear
 
 pytestmark = [
     pytest.mark.privileged,
@@ -59,12 +59,7 @@ def writer(lab: Lab) -> Iterator[Client]:
         yield writer
     lab.heal("beta")
     lab.shape()
-    for host in lab.hosts.values():
-        host.pymigrate("recover", check=False)
-        names = host.pymigrate("ps", "-a", "-q").stdout.split()
-        if names:
-            host.pymigrate("rm", "-f", *names)
-        host.sh("rm -rf /srv/pymigrate/migrations/*")
+    clear(lab)
     await_end_of_cut_lines(lab["beta"])
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from pymigrate.migrate.cli_migrate import AGENT_NAME
 from pymigrate.migrate.phases import Phase
 from tests.lab import Client, Host, Lab, images
-from tests.privileged.migration.conftest import ADDRESS, PORT, Counter
+from tests.privileged.migration.conftest import ADDRESS, IMPATIENT, PORT, Counter
 
 pytestmark = [
     pytest.mark.privileged,
@@ -21,6 +24,7 @@ pytestmark = [
 ]
 
 MODES = ("stop", "pre", "post", "hybrid")
+LAZY = ("pre", "hybrid")
 CELLS = 100_000
 DYING = Path(__file__).with_name("dying.py")
 MOMENTS = [
@@ -45,6 +49,16 @@ NOISE = (
     "exec 3>&1; head -c 24m /dev/urandom > /in; sha256sum < /in > /sum; { cat /in; rm /in;"
     " sh -c 'echo $$ > /pid; echo ready >&3; exec sleep 10000'; } | tail -c 24m | sha256sum > /out"
 )
+
+
+def others_long(cases: Iterable[tuple[Any, ...]]) -> Iterator[ParameterSet]:
+    """Leave to the long run all but one mode of each case; which one, changes from case to case."""
+    for number, (*case, mode) in enumerate(cases):
+        case_number, mode_number = divmod(number, len(LAZY))
+        # Not in step with what changes fastest among the cases.
+        taken = (case_number + case_number // 2) % len(LAZY)
+        marks = () if mode_number == taken else (pytest.mark.long,)
+        yield pytest.param(*case, mode, marks=marks)
 
 
 @pytest.fixture
@@ -139,8 +153,10 @@ def test_clients_stay_connected_in_every_mode(lab: Lab, counter: Counter, mode: 
     assert counter.count(beta) >= before
 
 
-@pytest.mark.parametrize("mode", ["pre", "hybrid"])
-@pytest.mark.parametrize(("phase", "event"), MOMENTS)
+@pytest.mark.parametrize(
+    ("phase", "event", "mode"),
+    [*others_long((*moment, mode) for moment in MOMENTS for mode in LAZY)],
+)
 def test_a_source_that_is_killed_in_any_phase_is_settled_by_recover_with_all_memory(
     lab: Lab, memory: None, phase: Phase, event: str, mode: str
 ) -> None:
@@ -158,10 +174,16 @@ def test_a_source_that_is_killed_in_any_phase_is_settled_by_recover_with_all_mem
     assert "memory" not in other.pymigrate("ps", "-a").stdout
 
 
-@pytest.mark.parametrize("agents", ["the newest", "all"])
-@pytest.mark.parametrize("mode", ["pre", "hybrid"])
 @pytest.mark.parametrize(
-    "line", ["precopied", "frozen", "shipped", "restored", "committed", "handed-over"]
+    ("line", "agents", "mode"),
+    [
+        *others_long(
+            (line, agents, mode)
+            for line in ("precopied", "frozen", "shipped", "restored", "committed", "handed-over")
+            for agents in ("the newest", "all")
+            for mode in LAZY
+        )
+    ],
 )
 def test_an_agent_that_is_killed_costs_no_memory_and_nobody_waits_for_it(
     lab: Lab, memory: None, line: str, mode: str, agents: str
@@ -191,7 +213,8 @@ def test_an_agent_that_is_killed_costs_no_memory_and_nobody_waits_for_it(
 def moved_to_a_pager_that_is_stopped(lab: Lab, name: str, mode: str) -> str:
     """Stop the pager, which is the newest agent, before it is needed; return what was said."""
     alpha, beta = lab["alpha"], lab["beta"]
-    with alpha.popen(["pymigrate", "migrate", name, "root@beta", "--mode", mode]) as move:
+    command = [sys.executable, IMPATIENT, "migrate", name, "root@beta", "--mode", mode]
+    with alpha.popen(command) as move:
         assert move.stderr is not None
         while "frozen" not in move.stderr.readline():
             assert move.poll() is None

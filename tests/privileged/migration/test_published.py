@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lab import Client, Host, Lab
-from tests.privileged.migration.conftest import ADDRESS, Counter, counting
+from tests.privileged.migration.conftest import ADDRESS, Counter, clear, counting
 
 pytestmark = [pytest.mark.privileged, pytest.mark.criu]
 
@@ -18,11 +18,8 @@ PUBLISHED = 8700
 @pytest.fixture
 def published(lab: Lab) -> Iterator[Counter]:
     yield counting(lab, "-p", f"{PUBLISHED}:7000")
+    clear(lab)
     for host in lab.hosts.values():
-        names = host.pymigrate("ps", "-a", "-q").stdout.split()
-        if names:
-            host.pymigrate("rm", "-f", *names)
-        host.sh("rm -rf /srv/pymigrate/migrations/*")
         assert host.sh("nft list tables") == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pymigrate.migrate.phases import Phase
 from tests.lab import Host, Lab
-from tests.privileged.migration.conftest import Counter, counting
+from tests.privileged.migration.conftest import Counter, clear, counting
 from tests.privileged.migration.test_modes import DYING, REMEMBER
 from tests.privileged.migration.test_published import PUBLISHED, taken
 from tests.privileged.tool import until
@@ -20,11 +20,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.criu]
 @pytest.fixture
 def restarted(lab: Lab) -> Iterator[Counter]:
     yield counting(lab, "--restart", "always", "-p", f"{PUBLISHED}:7000")
-    for host in lab.hosts.values():
-        names = host.pymigrate("ps", "-a", "-q").stdout.split()
-        if names:
-            host.pymigrate("rm", "-f", *names)
-        host.sh("rm -rf /srv/pymigrate/migrations/*")
+    clear(lab)
 
 
 def end_init(host: Host, name: str = "counter") -> None:

@@ -1,0 +1,32 @@
+"""The command, which counts a line as cut sooner: `impatient.py migrate NAME DEST …`.
+
+What is tested by it is what a cut leads to, not how long it takes to be seen. The rest is the
+product's; whoever calls its parts may choose these times.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from pymigrate.migrate import cli, driver, outgoing
+from pymigrate.transport import ssh, tls
+from pymigrate.transport.rpc import Client
+from pymigrate.transport.ssh_settings import Timeouts
+
+SILENCE = 3.0
+"""Seconds without a sign of life, not 8; for a connection, not 10; for what was sent to be
+acknowledged, not 30; for a target to confirm what is committed, not 30."""
+
+
+def hurry() -> None:
+    """Have this process wait no longer than that for a host that is cut off."""
+    vars(outgoing)["Client"] = functools.partial(Client, silence=SILENCE)
+    vars(ssh)["connect"] = functools.partial(ssh.connect, timeouts=Timeouts(connect=SILENCE))
+    vars(tls)["USER_TIMEOUT_MS"] = int(SILENCE * 1000)
+    vars(driver)["drive"] = functools.partial(driver.drive, patience=SILENCE)
+
+
+if __name__ == "__main__":
+    hurry()
+    sys.exit(cli.main())
