@@ -127,7 +127,7 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
         if not wishes.eager and lazily.is_possible(manifest, opened.memory):
             filler = held.enter_context(lazily.Filler.started(opened.filler))  # it takes longest
         pool = held.enter_context(ThreadPoolExecutor(2))
-        # Asking the network costs a third of a second, as much as all until it is restored.
+        # Asking the network takes about as long as all until it is restored.
         asked = pool.submit(network.address_in_use, record.network)
         launch = Launch(host.containers / record.name)  # it loads what it needs meanwhile
         held.callback(launch.abandon)
@@ -148,8 +148,8 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
                 if filler is None or skeleton is None:
                     loaded.pid = restore.hold(container, images, options)
                 else:
-                    told = skeleton.complete
-                    loaded.pid = _hold_lazily(container, images, options, filler, told)
+                    complete = skeleton.complete
+                    loaded.pid = _hold_lazily(container, images, options, filler, complete)
                     loaded.lazy = True
             phases["restore"] = time.monotonic() - begun - sum(phases.values())
             # It is held, and its cable is out: nobody has seen it yet.
@@ -171,7 +171,7 @@ def _hold_lazily(
     filler: Filler,
     complete: Callable[[], Told],
 ) -> int:
-    """Restore it, its memory to come; a filler has all processes when this returns."""
+    """Restore it, its memory to come; the filler has all processes when this returns."""
     restore.work_directory(container)
     with restore.prepare(container) as prepared:
         filler.tell(container.directory, complete())
