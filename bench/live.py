@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from bench import workload, writers
+from bench import wire, workload, writers
 from bench.benchmark import Benchmark, Found, Tell, add_runs, mebibytes, number
 from bench.harness import FAILURES, BenchError, Episode, Sample, interleave
 from bench.results import Column, Measure
@@ -31,16 +31,27 @@ IMAGE = "demo-redis"
 
 @dataclass(frozen=True)
 class Link:
-    """The line between the hosts: what the lab's shape() takes, and how it is called."""
+    """The line between the hosts: bits a second, and a delay per direction in microseconds."""
 
     name: str
-    rate: str | None = None
-    delay: str | None = None
+    rate: int = 0
+    delay: int = 0
+
+    @contextmanager
+    def laid(self, lab: Lab) -> Iterator[None]:
+        """Have the lab's hosts send by such a line while the block runs."""
+        with ExitStack() as stack:
+            if self.delay:
+                stack.enter_context(wire.wired(lab, self.rate, self.delay))
+            elif self.rate:
+                lab.shape(rate=f"{self.rate}bit")
+                stack.callback(lab.shape)
+            yield
 
 
 UNLIMITED = Link("unlimited")
-GIGABIT = Link("1gbit", "1gbit")
-LINKS = {each.name: each for each in (UNLIMITED, GIGABIT, Link("1gbit+1ms", "1gbit", "1ms"))}
+GIGABIT = Link("1gbit", 10**9)
+LINKS = {each.name: each for each in (UNLIMITED, GIGABIT, Link("1gbit+1ms", 10**9, 1000))}
 
 
 class Mover(Protocol):
@@ -93,6 +104,7 @@ class Live:
     def prepare(self, stack: ExitStack) -> None:
         """Build the client and make every subject ready; who cannot is noted."""
         workload.build("writers", self.lab.client.outside("/tmp"))
+        wire.lay(self.lab)
         for host in self.lab.hosts.values():
             images.lend(self._image, host)
         told = self.lab["alpha"].pymigrate_json("version")
@@ -144,8 +156,7 @@ class Live:
         port = Server(mib).port
         with ExitStack() as stack:
             clients = stack.enter_context(Writers(self.lab.client, place.address, port, mib))
-            self.lab.shape(rate=link.rate, delay=link.delay)
-            stack.callback(self.lab.shape)
+            stack.enter_context(link.laid(self.lab))
             time.sleep(BEFORE)
             sent = sent_by(place.host)
             source = place.host
@@ -281,7 +292,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=LINKS,
         default=[UNLIMITED.name, GIGABIT.name],
-        help="between the hosts (default: unlimited 1gbit; a delay needs a kernel with netem)",
+        help="between the hosts (default: unlimited 1gbit)",
     )
 
 
