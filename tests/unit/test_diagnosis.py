@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pymigrate.checkpoint import diagnosis
+from pymigrate.checkpoint import causes, diagnosis
 from pymigrate.checkpoint.diagnosis import explain
 
 BEGIN = (
@@ -144,7 +144,7 @@ def test_the_log_of_a_row_is_explained_by_it(log: Path) -> None:
 
 
 def test_every_row_has_a_log_and_a_name_of_its_own() -> None:
-    names = [row.name for row in diagnosis.CAUSES]
+    names = [row.name for row in causes.CAUSES]
     assert sorted(set(names)) == sorted(names)
     assert set(names) == {log.name.partition(".")[0] for log in LOGS}
 
@@ -168,7 +168,7 @@ def test_a_port_in_use_is_not_taken_for_an_address_that_is_missing() -> None:
 
 
 def test_every_row_has_all_three_parts() -> None:
-    for row in diagnosis.CAUSES:
+    for row in causes.CAUSES:
         assert row.pattern
         assert row.cause
         assert row.remedy
