@@ -166,6 +166,7 @@ def plan(
     The target must also have room for those that move ``beside`` it. ``scanned`` is False for a
     caller that has looked at the container itself.
     """
+    peer.expect()  # while the container is looked at
     begun = time.monotonic()
     obstacles = scan.scan(container, attempt.tcp) if scanned else []
     spent = time.monotonic() - begun
@@ -210,6 +211,8 @@ class Prepared:
             move.options, inside=self.planned.inside, carried=self.planned.carried
         )
         move.ahead = self.planned.ahead
+        if self.planned.lazy:
+            self.peer.expect_memory()
         move.memory, move.files = self.planned.memory, self.planned.files
         move.announce = self.report.announce
         self.report.counters = move.counters

@@ -7,16 +7,19 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from pymigrate.runtime.errors import PeerError, ProtocolError, PymigrateError, Unreachable
+from pymigrate.migrate.connecting import (
+    ANSWER_SECONDS,
+    Connect,
+    Connecting,
+    connected,
+)
+from pymigrate.runtime.errors import PeerError, PymigrateError, Unreachable
 from pymigrate.transport import messages as m
 from pymigrate.transport.channel import Timeout
 from pymigrate.transport.rpc import Client, Source
 
 if TYPE_CHECKING:
     from pymigrate.migrate.memory_sender import MemorySender
-
-ANSWER_SECONDS = 60.0
-"""For requests that do little; streams and restores have no bound but the link's silence."""
 
 T = TypeVar("T")
 
@@ -28,17 +31,16 @@ class Peer:
     caller's to know: release, resume, finish and status may.
     """
 
-    def __init__(self, connect: Callable[[ExitStack], Client], migration_id: str) -> None:
-        """Keep how to connect; nothing happens before the first call.
-
-        ``connect(undo)`` returns a client and gives `undo` what hangs up.
-        """
+    def __init__(self, connect: Connect, migration_id: str) -> None:
+        """Keep how to connect; nothing happens before the first call, or `expect`."""
         self._connect = connect
         self._undo = ExitStack()
         self._id = migration_id
         self._client: Client | None = None
         self._memory_undo = ExitStack()
         self._memory_client: Client | None = None
+        self._expected: Connecting | None = None
+        self._expected_for_memory: Connecting | None = None
         self._serves: frozenset[str] = frozenset()
         self._sent_before = 0
 
@@ -47,6 +49,16 @@ class Peer:
         """Bytes put on the wire so far, by every connection."""
         clients = (self._client, self._memory_client)
         return self._sent_before + sum(each.traffic.sent for each in clients if each is not None)
+
+    def expect(self) -> None:
+        """Begin to connect; who asks first waits for the rest of it, and gets what went wrong."""
+        if self._client is None and self._expected is None:
+            self._expected = Connecting(self._connect, self._id)
+
+    def expect_memory(self) -> None:
+        """Begin to make the connection that `open_memory` will need."""
+        if self._memory_client is None and self._expected_for_memory is None:
+            self._expected_for_memory = Connecting(self._connect_for_memory, self._id)
 
     def hello(self) -> m.HelloReply:
         """Introduce ourselves once more; who the target is and what it can do."""
@@ -70,12 +82,13 @@ class Peer:
         It is closed by `close_memory`, and with this one; ``after`` is one that was cut. For
         ``ahead`` see `MemorySender`.
         """
+        expected, self._expected_for_memory = self._expected_for_memory, None
+        self.close_memory()
+        line = connected(self._connect, self._id) if expected is None else expected.take()
         from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
 
-        self.close_memory()
-        with ExitStack() as undo:
-            client = self._connect(undo)
-            _greet(client, self._id)
+        with line.undo as undo:
+            client = line.client
             if tls and (why_not := client.open_data(self._id)):
                 raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
             speaker = client.converse(m.Pages(migration_id=self._id))
@@ -92,6 +105,12 @@ class Peer:
             self._memory_client = client
         return memory
 
+    def _connect_for_memory(self, undo: ExitStack) -> Client:
+        client = self._connect(undo)
+        from pymigrate.migrate import memory_sender  # noqa: F401 - as `open_memory` will
+
+        return client
+
     def _without_memory(self, error: BaseException) -> None:
         """Let nobody wait for an answer that cannot come without memory, as to a restore."""
         client = self._client
@@ -101,6 +120,9 @@ class Peer:
 
     def close_memory(self) -> None:
         """Give up the connection for the memory; may be repeated."""
+        expected, self._expected_for_memory = self._expected_for_memory, None
+        if expected is not None:
+            expected.close()
         client, self._memory_client = self._memory_client, None
         if client is not None:
             self._sent_before += client.traffic.sent
@@ -178,15 +200,17 @@ class Peer:
 
     def _connected(self) -> Client:
         if self._client is None:
-            with ExitStack() as undo:
-                client = self._connect(undo)
-                self._serves = frozenset(_greet(client, self._id).serves)
-                self._undo = undo.pop_all()
-            self._client = client
+            expected, self._expected = self._expected, None
+            line = connected(self._connect, self._id) if expected is None else expected.take()
+            self._serves = frozenset(line.reply.serves)
+            self._undo, self._client = line.undo, line.client
         return self._client
 
     def drop(self) -> None:
         """Hang up; the next call connects anew."""
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            expected.close()
         client, self._client = self._client, None
         if client is not None:
             self._sent_before += client.traffic.sent
@@ -205,13 +229,3 @@ class Peer:
         """Hang up."""
         self.close_memory()
         self.drop()
-
-
-def _greet(client: Client, migration_id: str) -> m.HelloReply:
-    """Say hello; that the target refuses our protocol is as bad as that we refuse its."""
-    try:
-        return client.hello(migration_id, timeout=ANSWER_SECONDS)
-    except PeerError as error:
-        if error.peer_code == ProtocolError.exit_code:
-            raise ProtocolError(error.message, hint=error.hint) from error
-        raise
