@@ -183,7 +183,7 @@ class Session:
         criu = find()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
+            with theirs, priority.wholly():
                 pid = spawn(
                     [criu.path, "--no-default-config", "swrk", "3"], [theirs.fileno(), *passed]
                 )

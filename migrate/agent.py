@@ -16,7 +16,7 @@ from pymigrate.migrate import facts
 from pymigrate.migrate.incoming import Incoming, Waiting, check_free, parse_json
 from pymigrate.migrate.journal import Journal, read
 from pymigrate.migrate.phases import Phase
-from pymigrate.runtime import spec, state, volumes
+from pymigrate.runtime import priority, spec, state, volumes
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, NotFound, ProtocolError, WrongState
 from pymigrate.runtime.host import Host
@@ -182,6 +182,8 @@ def _put_layer(incoming: Incoming, request: m.PutLayer, stream: Reader) -> m.Rec
 
 def _prepare(incoming: Incoming, _: m.Prepare, __: Reader) -> m.Prepared:
     incoming.prepare()
+    # There is little to do for us now until it is frozen, and then clients wait.
+    priority.come_back()
     return m.Prepared()
 
 

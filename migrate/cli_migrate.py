@@ -18,7 +18,7 @@ from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan, Refusal
 from pymigrate.migrate.report import Report
 from pymigrate.migrate.report_page import page
-from pymigrate.runtime import syscalls
+from pymigrate.runtime import priority, syscalls
 from pymigrate.runtime.errors import NotFound, PymigrateError, UsageError
 from pymigrate.runtime.host import Host
 from pymigrate.transport.limit import RateLimit
@@ -222,6 +222,7 @@ def _prepare(
 ) -> outgoing.Prepared:
     """Open one container and compare the hosts for it; nothing is touched."""
     container = outgoing.open_movable(host, name)
+    outgoing.step_aside(container)
     outgoing.check_budget(container, budget)
     attempt = outgoing.Attempt(
         host,
@@ -447,6 +448,7 @@ def agent_verb(arguments: argparse.Namespace) -> int:
     channel = stdio_channel(peer="the source" if arguments.repository is None else "the client")
     agent: Agent | RepositoryAgent
     if arguments.repository is None:
+        priority.step_aside(os.sched_getaffinity(0))  # until somebody waits for us
         agent = Agent(Host.open(arguments.root))
     else:  # no container is touched, so this needs not be root
         agent = RepositoryAgent(Directory(arguments.repository.absolute()))

@@ -7,6 +7,7 @@ import numpy as np
 from pymigrate.checkpoint.pager import Pager
 from pymigrate.checkpoint.ready_pages import Content
 from pymigrate.migrate.incoming import Arriving
+from pymigrate.runtime import priority
 from pymigrate.runtime.supervision import Supervision
 from pymigrate.transport import messages as m
 from pymigrate.transport import pages
@@ -46,6 +47,8 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
             # Of what waits here already the next word will tell, unless that is much.
             while (piece := listener.hear(idle=tell)) is not None:
                 batch = pages.decode(piece)
+                if batch.stage is Stage.FINAL:
+                    priority.come_back()  # it is frozen, and clients wait
                 with pager.arriving():
                     _take(pager, batch)
                 if _asks(batch) and pager.holds(batch.inner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -22,6 +23,7 @@ from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import HostFacts, Plan, Refusal, make_plan
 from pymigrate.migrate.report import Report
 from pymigrate.migrate.steps import Move
+from pymigrate.runtime import priority
 from pymigrate.runtime.cgroups import CpuQuota
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, NotFound, WrongState
@@ -143,6 +145,14 @@ def open_movable(host: Host, name: str) -> Container:
         )
     container.check_whole()
     return container
+
+
+def step_aside(container: Container) -> None:
+    """Leave the container a processor, until it is frozen; see priority.py."""
+    for pid in container.cgroup.pids():
+        with contextlib.suppress(ProcessLookupError):
+            priority.step_aside(os.sched_getaffinity(pid))
+            return
 
 
 def check_budget(container: Container, budget: Budget) -> None:

@@ -330,6 +330,7 @@ class Freeze(_Step):
         sys.setswitchinterval(SWITCH_SECONDS)
         move.throttle.lift(container)
         container.freeze()
+        priority.come_back()
         move.catch_packets(container)
         container.unplug()
         self.held = True

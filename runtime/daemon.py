@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from pymigrate.runtime import priority
+
 CONNECTION_FD = 3
 _LAST_FD = (1 << 32) - 1
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
@@ -34,9 +36,10 @@ def start(
         OSError: there can be no more processes.
 
     """
-    if fork and _has_one_thread():
-        return _fork(program, arguments, connection, title)
-    return _spawn(program, arguments, connection.fileno())
+    with priority.wholly():
+        if fork and _has_one_thread():
+            return _fork(program, arguments, connection, title)
+        return _spawn(program, arguments, connection.fileno())
 
 
 def detach() -> None:

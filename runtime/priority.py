@@ -1,12 +1,19 @@
 """Whoever clients wait for runs before those who do what can wait, where both need the processors.
 
-What CRIU restores gets its own priority back from CRIU.
+What CRIU restores gets its own priority back from CRIU, but not the processors that it may use: it
+has those of whoever started the CRIU that restores it. So who has stepped aside starts other
+programs `wholly`.
+
+Stepping aside is by processors, for low priority does not help who is woken up: a kernel without
+preemption, and the scheduler's slices, let a thread that is at work go on for one to four
+milliseconds, ten times as long as a small answer takes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection, Iterator
 
 _FAVOURED = -10  # nice(2)
 
@@ -24,3 +31,64 @@ def favour_no_more() -> None:
     """Have the calling thread run as others do."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+
+_whole: set[int] | None = None
+"""The processors that this process may use when it has not stepped aside; None: it has not."""
+
+
+def left_for_others(ours: Collection[int], theirs: Collection[int]) -> set[int]:
+    """Return the processors to use beside somebody who may use ``theirs``: all of ours but one.
+
+    Always the first of theirs: several that step aside leave the same one. All of ours where that
+    leaves none.
+    """
+    common = sorted(set(ours) & set(theirs))
+    return set(ours) - set(common[:1]) or set(ours)
+
+
+def step_aside(theirs: Collection[int]) -> None:
+    """Leave one of their processors alone, with all threads that there are and will be.
+
+    Until `come_back`; who has stepped aside already stays there. See sched_setaffinity(2), which is
+    each thread's own, and its children's.
+    """
+    global _whole  # noqa: PLW0603 - what it says is so of the process
+    if _whole is None:
+        _whole = os.sched_getaffinity(0)
+        _use(left_for_others(_whole, theirs))
+
+
+def come_back() -> None:
+    """Use all processors again; nothing happens if we have not stepped aside."""
+    global _whole
+    whole, _whole = _whole, None
+    if whole is not None:
+        _use(whole)
+
+
+@contextlib.contextmanager
+def wholly() -> Iterator[None]:
+    """Let the calling thread use all processors while the block runs, and what it starts for good.
+
+    Of a program that is started outside of it, all that it ever starts would have too few.
+    """
+    if _whole is None:
+        yield
+        return
+    aside = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _whole)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, aside)
+
+
+def _use(processors: set[int]) -> None:
+    """Have all threads use these; those that are made meanwhile have what their maker has."""
+    seen: set[str] = set()
+    while fresh := set(os.listdir("/proc/self/task")) - seen:  # noqa: PTH208 - names are numbers
+        for thread in fresh:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), processors)
+        seen |= fresh

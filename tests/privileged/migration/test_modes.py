@@ -76,6 +76,12 @@ def intact(host: Host, word: str) -> bool:
     return f"{word} {CELLS}" in host.pymigrate("logs", "memory").stdout
 
 
+def processors(host: Host) -> list[str]:
+    """Say which processors the container's program, and what its supervisor starts, may use."""
+    look = ["grep", "-h", "Cpus_allowed_list", "/proc/1/status", "/proc/self/status"]
+    return host.pymigrate("exec", "memory", *look).stdout.splitlines()
+
+
 def test_memory_whose_line_is_cut_in_a_round_goes_on_from_what_the_target_holds(
     lab: Lab, counter: Counter
 ) -> None:
@@ -109,9 +115,11 @@ def test_a_container_moves_in_every_mode_with_all_its_memory(
     lab: Lab, memory: None, mode: str, data: str
 ) -> None:
     alpha, beta = lab["alpha"], lab["beta"]
+    usable = processors(alpha)
 
     there = alpha.pymigrate_json("migrate", "memory", "root@beta", "--mode", mode, "--data", data)
 
+    assert processors(beta) == usable
     assert (mode, data) == (there["mode"], there["data"])
     if mode != "stop":
         assert there["bytes"]["memory"] + there["bytes"]["memory unchanged"] > 4 << 20
