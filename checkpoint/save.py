@@ -168,7 +168,7 @@ def capture(
         with saved.phase("scan"):
             scan.refuse(container, options.tcp, options.skip)
         if memory is not None:
-            with saved.phase("look"):
+            with saved.phase("look"), _told_of(container):
                 # What stands still already cannot be asked for anything: one would wait in vain.
                 tracked = not container.cgroup.frozen()
                 memory.look(container.cgroup.pids(), tracked=tracked)
@@ -243,8 +243,22 @@ def _as_before(
             if saved.froze_at:
                 let_go_on()
             if isinstance(error, PymigrateError):
-                error.message = f"{container.name}: {error.message}; it goes on as before"
+                _tell_of(container, error)
         raise
+
+
+@contextmanager
+def _told_of(container: Container) -> Iterator[None]:
+    """Say in an error what the container does, which was not stopped yet."""
+    try:
+        yield
+    except PymigrateError as error:
+        _tell_of(container, error)
+        raise
+
+
+def _tell_of(container: Container, error: PymigrateError) -> None:
+    error.message = f"{container.name}: {error.message}; it goes on as before"
 
 
 def _take_down(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pymigrate.checkpoint import archive_writer, new_file, signing
 from pymigrate.checkpoint.archive import Archive
+from pymigrate.checkpoint.archive_pages import ArchivePages, page_files
 from pymigrate.checkpoint.archive_writer import Compression
 from pymigrate.checkpoint.protection import BLOCK, Protection, Trust
 from pymigrate.checkpoint.signing import Signer
@@ -142,6 +143,27 @@ def test_a_signed_file_that_was_altered_is_refused(tmp_path: Path) -> None:
         (place / "around").mkdir()
         with pytest.raises(BadArchive):
             Archive.open(path, trust).lay_out(place / "around")
+
+
+def test_an_altered_block_of_a_signed_file_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    key = keys(tmp_path)
+    path = written(tmp_path, key=key)
+    trust = Trust(signers=signing.read_public(key.with_suffix(".pub")))
+    data = path.read_bytes()
+    at = data.index(CONTENT[PAGES])
+    path.write_bytes(data[: at + 7] + b"x" + data[at + 8 :])
+    images = into(tmp_path) / "checkpoint"
+
+    laid = Archive.open(path, trust).lay_out(images.parent)
+
+    assert laid is not None
+    with laid.stream:
+        files = page_files({PAGES: len(CONTENT[PAGES])}, images)
+        pages = ArchivePages.of(path, laid.file, laid.places, files, images)
+        with pytest.raises(BadArchive, match=r"block 0 of pages-1\.img was altered"):
+            pages.block(files[0], 0)
+    with pytest.raises(BadArchive, match="altered"):
+        Archive.open(path, trust).verify()
 
 
 def test_a_signed_file_of_before_is_read_from_its_beginning(tmp_path: Path) -> None:
