@@ -22,8 +22,8 @@ from pymigrate.runtime.errors import BadArchive
 DIGEST = 32
 """Bytes of the digest of a block."""
 
-MOST = 1 << 26
-"""Blocks of one file of pages."""
+MOST = 1 << 22
+"""Blocks of one file of pages: 2 TiB of them, and no more memory for their tables than one has."""
 
 _PAGES, _DIGESTS = ".pages", ".sha256"
 
@@ -60,6 +60,8 @@ def cut_evenly(size: int) -> list[int]:
 def pack(lengths: Iterable[int]) -> bytes:
     """Write the table of lengths, in bytes. Raises ValueError for what no block has."""
     pages = [divmod(length, PAGE) for length in lengths]
+    if len(pages) > MOST:
+        raise ValueError(f"{len(pages)} blocks")
     if any(rest for _, rest in pages):
         raise ValueError("a block is not made of pages")
     return bytes(_checked(count) for count, _ in pages)
@@ -71,7 +73,7 @@ def _checked(pages: int) -> int:
     return pages
 
 
-def unpack(table: bytes, size: int) -> list[int]:
+def unpack(table: bytes | bytearray, size: int) -> list[int]:
     """Read the table of lengths of a file of pages that is so long; raises BadArchive."""
     try:
         lengths = [_checked(pages) * PAGE for pages in table]

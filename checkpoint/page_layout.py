@@ -68,7 +68,7 @@ class Layout:
         """Lay out the pages that are in some mappings of a process, which may run, just now."""
         ranges = [each for area in areas for each in memory.pages(area)]
         addresses = _pages((each.start, each.length // PAGE) for each in ranges)
-        return cls(addresses, np.full(len(addresses), -1, np.int64))
+        return cls(addresses, np.broadcast_to(np.int64(-1), len(addresses)))
 
     @property
     def size(self) -> int:

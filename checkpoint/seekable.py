@@ -57,7 +57,7 @@ class Sink(Protocol):
     def cut(self) -> None:
         """Make it possible to read from here on."""
 
-    def put(self, frame: bytes | Stretch, size: int) -> None:
+    def put(self, frame: bytes | Stretch, size: int, /) -> None:
         """Take a frame that `Frames` has made of so many bytes; others begin behind it."""
 
 
@@ -143,7 +143,7 @@ class PlainSink:
     def cut(self) -> None:
         """Do nothing."""
 
-    def put(self, frame: bytes | Stretch, _size: int) -> None:
+    def put(self, frame: bytes | Stretch, _size: int, /) -> None:
         """Write it: it was not compressed."""
         _write(self._stream, frame)
 
@@ -180,7 +180,7 @@ class FrameSink:
         while len(self._waiting) > 2 * self._threads:
             self._write_one()
 
-    def put(self, frame: bytes | Stretch, size: int) -> None:
+    def put(self, frame: bytes | Stretch, size: int, /) -> None:
         """Write a frame behind all before it."""
         self._write_waiting()
         _write(self._stream, frame)

@@ -87,7 +87,7 @@ def test_digests_are_those_of_the_blocks_however_they_come(
         {DIGESTS: 96},
         {PAGES: 3, DIGESTS: 95},
         {PAGES: 3, DIGESTS: 64},
-        {PAGES: (1 << 26) + 1, DIGESTS: 32 * ((1 << 26) + 1)},
+        {PAGES: (1 << 22) + 1, DIGESTS: 32 * ((1 << 22) + 1)},
         {"checkpoint/blocks-2.pages": 3},
         {"checkpoint/blocks-x.sha256": 3},
     ],

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pymigrate.checkpoint import archive_writer, criu, dump, save
+from pymigrate.checkpoint import archive_memory, archive_writer, criu, dump, memory_looks, save
 from pymigrate.checkpoint.requests import DumpOptions
 from pymigrate.runtime import container as runtime_container
 from pymigrate.runtime import supervision
@@ -24,7 +24,16 @@ from pymigrate.runtime.host import Host
 
 WATCHED = {
     os.path.realpath(str(module.__file__)): module.__name__.rpartition(".")[2]
-    for module in (archive_writer, criu, dump, save, runtime_container, supervision)
+    for module in (
+        archive_memory,
+        archive_writer,
+        criu,
+        dump,
+        memory_looks,
+        save,
+        runtime_container,
+        supervision,
+    )
 }
 
 
