@@ -191,7 +191,7 @@ class Archive:
                 name = _name(self.path, member)
                 if name == SUMS:
                     break
-                again = name in sums or memory.has(name)
+                again = name in sums or name in memory.taken
                 if again or member.size != manifest.members.get(name):
                     raise _hostile(self.path, f"{name} is not what the manifest announces")
                 if memory.is_vouched_for(name):
@@ -201,7 +201,7 @@ class Archive:
             else:
                 raise _damaged(self.path, "its checksums are missing")
             memory.compare()
-            signer = self._compare(source, member, sums, without=self._in_blocks)
+            signer = self._compare(source, member, sums, without=memory.taken)
             if any(map(self._has_blocks, filter(is_memory, manifest.members))):
                 self._check_table()
             # Up to the end of a compressed stream, where its own checksum is.
@@ -378,14 +378,11 @@ class _Blocks:
             for table in (block_table.pages_of(name), block_table.digests_of(name))
         }
         self._found: dict[str, bytes] = {}
+        self.taken: set[str] = set()
 
     def is_vouched_for(self, name: str) -> bool:
         """Say whether a member is a file of pages that has tables."""
         return name in self._vouched_for
-
-    def has(self, name: str) -> bool:
-        """Say whether this file of pages was taken."""
-        return self.is_vouched_for(name) and block_table.digests_of(name) in self._found
 
     def hearer(self, name: str) -> Hearer:
         """Say who is to hear what is in a member; the tables have been bounded before."""
@@ -397,6 +394,7 @@ class _Blocks:
         found = block_table.Digesting(lengths)
         _write(source, member, into, found.update)
         self._found[block_table.digests_of(name)] = found.table
+        self.taken.add(name)
 
     def compare(self) -> None:
         """Raise BadArchive if a block is not what its table says; the table may still be wrong."""

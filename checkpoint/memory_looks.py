@@ -20,7 +20,7 @@ import functools
 import itertools
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from pymigrate.runtime.write_tracking import WriteTracking
 
 THREADS = 2
 LOOKS = 3  # at most, while it runs; another one only where there was much
-_TOGETHER = 32  # batches that threads work on before the store may settle
+_TOGETHER = 64 << 20  # bytes that threads work on before the store may settle
 
 Still = Mapping[int, Mapping[int, Digest]]
 """By a process' inner PID, what was in a segment of it; see Layout.names."""
@@ -122,8 +122,7 @@ class MemoryLooks:
                 known = _unchanged(layout, before.get(inner, {}), written)
                 rest = layout.only([digest is None for digest in known])
                 seen: list[Digest | None] = []
-                batches = self._store.batches(rest)
-                while some := [*itertools.islice(batches, _TOGETHER)]:
+                for some in _groups(self._store.batches(rest)):
                     found = self._pool.map(functools.partial(self._see, rest, memory), some)
                     seen += itertools.chain.from_iterable(found)
                     much |= self._store.settle()
@@ -246,6 +245,19 @@ class MemoryLooks:
         self._beside.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
         self._tracking.close()
+
+
+def _groups(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
+    some: list[Batch] = []
+    size = 0
+    for batch in batches:
+        some.append(batch)
+        size += batch.size
+        if size >= _TOGETHER:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def _unchanged(

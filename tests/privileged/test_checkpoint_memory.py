@@ -174,8 +174,8 @@ def test_a_signed_one_is_restored_lazily_and_an_encrypted_one_at_once(
 ) -> None:
     key, secret, path = tmp_path / "key", tmp_path / "secret", tmp_path / "file"
     secret.write_text("a secret")
-    words = ("-q", "-t", "ed25519", "-N", "", "-f", str(key))
-    subprocess.run(["ssh-keygen", *words], check=True)
+    kind = ("-q", "-t", "ed25519", "-N", "", "-f", str(key))
+    subprocess.run(["ssh-keygen", *kind], check=True)
     keep = ("checkpoint", "writer", "--leave-running", "--compress", "zstd:1", "-o", str(path))
 
     writer(*keep, "--sign", str(key))

@@ -294,6 +294,18 @@ def test_tables_that_come_too_late_or_not_at_all_vouch_for_nothing(
         vouched(tmp_path, damaged).extract(into(tmp_path))
 
 
+def test_memory_that_is_missing_is_noticed(tmp_path: Path) -> None:
+    extra = [member(name, data) for name, data in VOUCHED.items() if name != PAGES]
+    path = crafted(tmp_path, *extra, sizes={name: len(data) for name, data in VOUCHED.items()})
+    place = into(tmp_path)
+
+    with pytest.raises(BadArchive, match=r"pages-1\.img is missing"):
+        Archive.open(path).extract(place)
+    (place / "again").mkdir()
+    with pytest.raises(BadArchive, match=r"pages-1\.img is missing"):
+        Archive.open(path).lay_out(place / "again")
+
+
 def test_memory_that_comes_twice_is_refused(tmp_path: Path) -> None:
     extra = [member(name, data) for name, data in VOUCHED.items()]
     sizes = {name: len(data) for name, data in VOUCHED.items()}

@@ -171,7 +171,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 ) -> None:
     path = tmp_path / "out" / "web.tar"
     path.parent.mkdir()
-    monkeypatch.setattr(archive_memory.Spool, "append", _fails)
+    monkeypatch.setattr(Spool, "append", _fails)
 
     with pytest.raises(NoSpace):
         Kept(held, path)
