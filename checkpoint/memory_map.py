@@ -86,7 +86,7 @@ class PageFile:
         """Take what `to_document` has made."""
         name, size, inner, *both, starts = cast("list[Any]", document)
         lazy, eager = ([Extent(*each) for each in extents] for extents in both)
-        return cls(name, size, inner, lazy, eager, starts)
+        return cls(name, size, inner, lazy, eager, tuple(starts))
 
     def within(self, block: int) -> Iterator[Extent]:
         """Yield what of a block may come later."""
