@@ -9,6 +9,7 @@ file as it is but where more than SPARE changed.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,9 @@ from pymigrate.checkpoint.spool import Place, Spool
 
 SPARE = 64 << 20
 """Bytes that are laid aside in memory under the freeze: the command stays small."""
+
+THREADS = min(8, len(os.sched_getaffinity(0)))
+"""That compress: each takes some MiB."""
 
 MUCH = 64 << 20
 """Bytes of new blocks in one look after which another one pays: it took long."""
@@ -66,21 +70,21 @@ class ArchiveMemory:
         """Take the segments of a block together."""
         return layout.blocks()
 
-    def see(self, segments: Sequence[tuple[Digest, memoryview]]) -> None:
+    def see(self, batch: Batch, content: memoryview, digests: Sequence[Digest]) -> None:
         """Compress and spool a block, if there is none like it."""
-        name = b"".join(digest for digest, _ in segments)
-        if not segments or name in self._blocks:
+        name = b"".join(digests)
+        if not digests or name in self._blocks:
             return
-        plain = b"".join(segment for _, segment in segments)
-        block = self._encoder.encode(plain)
+        edges = batch.edges[: len(digests) + 1]
+        size = (edges[-1] - edges[0]) * PAGE
+        block = self._encoder.encode(content[:size])
         place = self._spool.append(block.frame)
-        pages = bytes(len(segment) // PAGE for _, segment in segments)
+        pages = bytes(last - first for first, last in itertools.pairwise(edges))
         spooled = _Seen(place, name, pages, block.digest)
         with self._lock:
-            self._new += len(plain)
+            self._new += size
             self._blocks[name] = spooled
-            for digest, _ in segments:
-                self._having[digest] = spooled
+            self._having.update(dict.fromkeys(digests, spooled))
 
     def settle(self) -> bool:
         """Say whether much was spooled."""

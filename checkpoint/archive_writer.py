@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from pymigrate.checkpoint import block_table, seekable, signing
 from pymigrate.checkpoint.archive import IMAGES, MANIFEST, SIGNATURE, SUMS, is_memory
+from pymigrate.checkpoint.archive_memory import THREADS
 from pymigrate.checkpoint.manifest import Manifest
-from pymigrate.checkpoint.memory_looks import THREADS
 from pymigrate.checkpoint.page_blocks import Encoder, FilePages, Pages
 from pymigrate.checkpoint.protection import Protection
 from pymigrate.runtime.errors import HostError, UsageError

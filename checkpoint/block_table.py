@@ -89,7 +89,7 @@ def starts(lengths: Sequence[int]) -> list[int]:
     return [*itertools.accumulate(lengths[:-1], initial=0)] if lengths else []
 
 
-def digest(block: bytes) -> bytes:
+def digest(block: bytes | memoryview) -> bytes:
     """Return the digest of a block."""
     return hashlib.sha256(block).digest()
 

@@ -48,14 +48,14 @@ Still = Mapping[int, Mapping[int, Digest]]
 class Store(Protocol):
     """Keeps segments of memory by their digests; but for `settle`, it is used by several threads.
 
-    The views are good until a call returns.
+    Views are good until a call returns.
     """
 
     def batches(self, layout: Layout) -> Iterator[Batch]:
         """Take together what is to be seen together, each of at most BATCH pages."""
 
-    def see(self, segments: Sequence[tuple[Digest, memoryview]]) -> None:
-        """Keep what is new in a batch, of a container that runs."""
+    def see(self, batch: Batch, content: memoryview, digests: Sequence[Digest]) -> None:
+        """Keep what is new in a batch, of a container that runs; its last segments may be gone."""
 
     def settle(self) -> bool:
         """Do what no other thread may be at work for; say whether much was new since the last."""
@@ -83,14 +83,14 @@ class MemoryLooks:
     Then it is in the store as ``taken`` says. Close it in the end.
     """
 
-    def __init__(self, store: Store) -> None:
-        """Take what keeps it."""
+    def __init__(self, store: Store, threads: int = THREADS) -> None:
+        """Take what keeps it, and how many threads are to read."""
         self.taken: dict[str, Taken] = {}
         """By the names of files of pages; those that CRIU has written whole are missing."""
         self._store = store
         self._seed = secrets.randbits(64)
         self._buffers = threading.local()
-        self._pool = ThreadPoolExecutor(THREADS)
+        self._pool = ThreadPoolExecutor(threads)
         self._beside = ThreadPoolExecutor(1)  # looks with the others while CRIU is waited for
         self._tracking = WriteTracking()
         self._seen: dict[int, Mapping[int, Digest]] = {}  # by the newest look, while it runs
@@ -133,9 +133,8 @@ class MemoryLooks:
     def _see(self, layout: Layout, memory: Memory, batch: Batch) -> list[Digest | None]:
         into = self._buffer(batch)
         content = into[: layout.read(batch, memory, -1, into)]  # what is gone was not seen
-        segments = [*batch.segments(content)]
-        digests = [*map(self._digest, segments)]
-        self._store.see([*zip(digests, segments, strict=True)])
+        digests = [*map(self._digest, batch.segments(content))]
+        self._store.see(batch, content, digests)
         return _padded(digests, batch)
 
     # Under the freeze

@@ -43,7 +43,7 @@ class Encoder:
         """Compress at a level of zstd; without one, not at all."""
         self._frames = Frames(level)
 
-    def encode(self, plain: bytes) -> Encoded:
+    def encode(self, plain: bytes | memoryview) -> Encoded:
         """Make a block."""
         return Encoded(len(plain), block_table.digest(plain), self._frames.encode(plain))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from pymigrate.checkpoint import archive, archive_writer, dump, new_file, podman, scan
-from pymigrate.checkpoint.archive_memory import ArchiveMemory, TakenPages
+from pymigrate.checkpoint.archive_memory import THREADS, ArchiveMemory, TakenPages
 from pymigrate.checkpoint.archive_writer import Compression
 from pymigrate.checkpoint.hidden_memory import Hidden
 from pymigrate.checkpoint.manifest import Manifest
@@ -134,7 +134,7 @@ class _Memory:
         """Spool on the disk of a directory until `held` is closed."""
         encoder = Encoder(compression.level)
         store = held.enter_context(closing(ArchiveMemory(Spool(disk), encoder)))
-        return cls(store, held.enter_context(closing(MemoryLooks(store))))
+        return cls(store, held.enter_context(closing(MemoryLooks(store, THREADS))))
 
     def complete(self, members: Mapping[str, Path]) -> Mapping[str, Pages]:
         """Change the pagemaps to what they are in an archive; return the files of pages."""

@@ -112,10 +112,10 @@ class Frames:
         self._level = level
         self._own = threading.local()
 
-    def encode(self, plain: bytes) -> bytes:
+    def encode(self, plain: bytes | memoryview) -> bytes:
         """Make a frame."""
         if self._level is None:
-            return plain
+            return bytes(plain)
         compressor = getattr(self._own, "compressor", None)
         if compressor is None:
             compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True)

@@ -34,8 +34,9 @@ class SnapshotMemory:
         """Take together what stays in the cache until it was named."""
         return layout.batches()
 
-    def see(self, segments: Sequence[tuple[Digest, memoryview]]) -> None:
+    def see(self, batch: Batch, content: memoryview, digests: Sequence[Digest]) -> None:
         """Ask the repository for what was not seen before, and lay aside what is not in it."""
+        segments = zip(digests, batch.segments(content), strict=True)
         unseen = {digest: segment for digest, segment in segments if not self._has(digest)}
         names = self._writer.known([*unseen.values()])
         for (digest, segment), name in zip(unseen.items(), names, strict=True):
