@@ -81,7 +81,7 @@ class Layout:
         if not len(self.addresses):
             return np.zeros(1, np.int64)
         windows = self.addresses // np.uint64(WINDOW)
-        inner = np.flatnonzero(np.diff(windows)) + 1
+        inner = np.flatnonzero(windows[1:] != windows[:-1]) + 1
         return np.concatenate(([0], inner, [len(windows)])).astype(np.int64)
 
     @property
@@ -98,9 +98,12 @@ class Layout:
             return []
         starts = self.edges[:-1]
         window = np.uint64(WINDOW // PAGE)
-        pages = self.addresses // np.uint64(PAGE)
-        which = np.bitwise_or.reduceat(np.uint64(1) << pages % window, starts)
-        found = (pages[starts] // window << window | which).astype(np.int64)
+        bits = self.addresses // np.uint64(PAGE)  # in its own place: there are many
+        np.remainder(bits, window, out=bits)
+        np.left_shift(np.uint64(1), bits, out=bits)
+        which = np.bitwise_or.reduceat(bits, starts)
+        windows = self.addresses[starts] // np.uint64(WINDOW)
+        found = (windows << window | which).astype(np.int64)
         found[np.maximum.reduceat(self.places, starts) >= 0] = -1
         return [*map(int, found.tolist())]
 
@@ -119,10 +122,11 @@ class Layout:
         return found
 
     def _inside(self, regions: Regions) -> NDArray[np.bool_]:
-        at = np.searchsorted(regions[:, 0], self.addresses, "right") - 1
-        inside: NDArray[np.bool_] = at >= 0
-        inside[inside] = self.addresses[inside] < regions[at[inside], 1]
-        return inside
+        """Say of each page whether it lies in one; at their edges its number of them changes."""
+        edges = np.zeros(len(self.addresses) + 1, np.int8)
+        np.add.at(edges, np.searchsorted(self.addresses, regions[:, 0]), 1)
+        np.add.at(edges, np.searchsorted(self.addresses, regions[:, 1]), -1)
+        return np.cumsum(edges[:-1], dtype=np.int8) > 0
 
     def only(self, wanted: Sequence[bool]) -> Layout:
         """Return the layout of some of the segments."""
@@ -207,5 +211,5 @@ def _pages(runs: Iterable[tuple[int, int]]) -> NDArray[np.uint64]:
     found: NDArray[np.uint64] = np.repeat(
         starts - before * np.uint64(PAGE), counts.astype(np.int64)
     )
-    found += np.arange(len(found), dtype=np.uint64) * np.uint64(PAGE)
+    found += np.arange(0, len(found) * PAGE, PAGE, dtype=np.uint64)
     return found

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from pymigrate.checkpoint.page_layout import LITTLE, Layout
 from pymigrate.checkpoint.protection import Protection, Trust
 from pymigrate.checkpoint.spool import Spool
 from pymigrate.runtime.errors import DumpFailed, NoSpace
+from pymigrate.runtime.memory import Regions
 from tests.unit.test_archive import manifest
 from tests.unit.test_lazy_archive import laid_out, pagemap
 from tests.unit.test_snapshot_memory import COUNT, NOISE, OWN, Held
@@ -218,6 +220,26 @@ def test_blocks_are_all_pages_in_their_order(runs: list[tuple[int, int]]) -> Non
     assert whole.segments == sum(len(each) - 1 for each in edges)
     little = sum(each[-1] - each[0] < LITTLE for each in edges)
     assert little <= len(edges) // 2 + 1  # so a table is never much longer than it has to be
+
+
+REGIONS = st.lists(st.integers(0, 42 * PER_BLOCK), max_size=24).map(
+    lambda edges: np.array(sorted(edges)[: len(edges) // 2 * 2], np.uint64).reshape(-1, 2) * PAGE
+)
+
+
+@given(PAGE_NUMBERS, REGIONS)
+def test_segments_lie_in_regions_or_touch_them(
+    runs: list[tuple[int, int]], regions: Regions
+) -> None:
+    whole = layout(runs)
+
+    def inside(address: int) -> bool:
+        return any(start <= address < end for start, end in regions.tolist())
+
+    flags = [inside(each) for each in whole.addresses.tolist()]
+    segments = [flags[first:last] for first, last in itertools.pairwise(whole.edges.tolist())]
+    assert [all(each) for each in segments] == whole.lies_in(regions)
+    assert [any(each) for each in segments] == whole.touches(regions)
 
 
 @given(PAGE_NUMBERS, st.integers(0, 40 * PER_BLOCK))
