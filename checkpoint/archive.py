@@ -8,14 +8,22 @@ A tar, compressed by zstd or not, of these members in this order:
 * ``config.dump``, ``spec.dump``, ``network.status``: what podman's tools show; see podman.py;
 * ``rootfs-diff.tar``: the overlay's upper directory; ``deleted.files``: its whiteouts, as JSON;
 * ``volumes/N.tar``: the Nth volume of the record, if it travels; ``ctr.log``: the output;
-* ``checkpoint/pages-N.img``: the memory, each block of 512 KiB a zstd frame of its own;
-* ``checkpoint/blocks-N.xxh3``: the XXH3 (128 bits, big-endian) of each of these blocks;
-* ``pymigrate.sha256``: the SHA-256 of every member before it, as sha256sum(1) writes them;
+* ``checkpoint/pages-N.img``: the memory, each block of up to 512 KiB a zstd frame of its own;
+* ``checkpoint/blocks-N.sha256``: the SHA-256 of each of these blocks, whose lengths are, among the
+  images, in ``checkpoint/blocks-N.pages``; see block_table.py;
+* ``pymigrate.sha256``: the SHA-256 of every member before it but the memory, as sha256sum(1) writes
+  them;
 * ``pymigrate.sig``: if it is signed, the signature of the member before it; see signing.py.
 
 A restore may so begin without the memory, and read each page when it is wanted: see `lay_out` and
-seekable.py. Archives of before have neither blocks nor frames, and are read from their beginning;
-so are encrypted ones (protection.py) and signed ones, for XXH3 withstands accidents only.
+seekable.py. Encrypted ones (protection.py) are read from their beginning. Blocks are not all of one
+length: a block is compressed while the container runs (archive_memory.py), and what its memory will
+look like from its beginning is not known then.
+
+Archives of before (formats 1 and 2 of the manifest) are read too. They have a SHA-256 of the memory
+as a whole, and instead of both tables ``checkpoint/blocks-N.xxh3``, the XXH3 (128 bits, big-endian)
+of each 512 KiB: signed ones are read from their beginning, for XXH3 withstands accidents only. The
+oldest have no blocks at all.
 
 Reading trusts nothing: only these names, only regular files, only sizes that the manifest has
 announced; and whoever extracts uses nothing before the last member has confirmed the rest.
@@ -23,28 +31,24 @@ announced; and whoever extracts uses nothing before the last member has confirme
 
 from __future__ import annotations
 
-import calendar
 import hashlib
 import os
 import re
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import xxhash
-
-from pymigrate.checkpoint import seekable, signing
+from pymigrate.checkpoint import block_table, seekable, signing
 from pymigrate.checkpoint.manifest import MAX_BYTES as MAX_MANIFEST
 from pymigrate.checkpoint.manifest import Manifest
-from pymigrate.checkpoint.memory_map import BLOCK, is_page_file
+from pymigrate.checkpoint.memory_map import is_page_file
 from pymigrate.checkpoint.new_file import writing
-from pymigrate.checkpoint.protection import NOBODY, Protection, Trust, unsealed
+from pymigrate.checkpoint.protection import NOBODY, Trust, unsealed
 from pymigrate.runtime import compressed
-from pymigrate.runtime.errors import BadArchive, HostError, NoSpace, NotFound, UsageError
-from pymigrate.runtime.tree_format import END, Kind, Member, encode, padding
+from pymigrate.runtime.errors import BadArchive, NoSpace, NotFound
+from pymigrate.runtime.tree_format import Kind, Member, padding
 from pymigrate.runtime.tree_source import Source
 
 IMAGES = "checkpoint"
@@ -54,15 +58,10 @@ SIGNATURE = "pymigrate.sig"
 FILES = "rootfs-diff.tar"
 LOG = "ctr.log"
 
-DIGEST = 16
-"""Bytes of the digest of a block."""
-
 MAX_TOTAL = 1 << 42
 """Bytes that an archive may unpack to, whatever it says of itself."""
 
 MAX_MEMBERS = 100_000
-_CHUNK = 1 << 20
-_LEVEL = 3
 _SPARE = 64 << 20  # bytes to leave free on the disk that is unpacked to
 _KNOWN = re.compile(
     r"checkpoint/[A-Za-z0-9_@:+-][A-Za-z0-9_@:+.-]{0,200}"
@@ -71,133 +70,9 @@ _KNOWN = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Compression:
-    """How an archive is compressed; no level: not at all."""
-
-    level: int | None = _LEVEL
-
-    @classmethod
-    def parse(cls, text: str) -> Compression:
-        """Read ``zstd``, ``zstd:LEVEL`` or ``none``; raises UsageError."""
-        name, _, level = text.partition(":")
-        if name == "none" and not level:
-            return cls(None)
-        if name == "zstd" and not level:
-            return cls()
-        if name == "zstd" and level.isdigit() and 1 <= int(level) <= 19:
-            return cls(int(level))
-        raise UsageError(
-            f"--compress {text}: unknown; nothing was changed", hint="zstd, zstd:1 … zstd:19, none"
-        )
-
-
-def write(
-    members: Mapping[str, Path],
-    manifest: Manifest,
-    stream: BinaryIO,
-    compression: Compression,
-    protection: Protection | None = None,
-) -> None:
-    """Write files that no longer change as an archive; `members` maps names to files."""
-    protection = protection or Protection()
-    names = sorted(
-        members, key=lambda name: (_is_memory(name), not name.startswith(f"{IMAGES}/"), name)
-    )
-    sizes = {name: members[name].stat().st_size for name in names}
-    blocks = {blocks_of(name): -(-sizes[name] // BLOCK) for name in names if _is_memory(name)}
-    announced = sizes | {name: count * DIGEST for name, count in blocks.items()}
-    if protection.signer is not None:
-        announced |= {SIGNATURE: signing.SIZE}
-    described = manifest.with_members(announced).to_json()
-    sums: list[str] = []
-    digests: dict[str, bytes] = {}
-    with protection.sealing(stream) as sealed, _compressed(sealed, compression) as out:
-        out.write(encode(_member(IMAGES, Kind.DIRECTORY, 0o700, 0, manifest)))
-        _write_bytes(out, MANIFEST, described, manifest, sums)
-        for name in names:
-            out.write(encode(_member(name, Kind.FILE, 0o600, sizes[name], manifest)))
-            if _is_memory(name):
-                whole, digests[blocks_of(name)] = _copy_memory(members[name], out, sizes[name])
-            else:
-                whole = _copy(members[name], out, sizes[name])
-            sums.append(f"{whole}  {name}\n")
-            out.write(bytes(padding(sizes[name])))
-        for name, data in digests.items():
-            _write_bytes(out, name, data, manifest, sums)
-        text = "".join(sums).encode()
-        _write_bytes(out, SUMS, text, manifest, [])
-        if protection.signer is not None:
-            _write_bytes(out, SIGNATURE, protection.signer.sign(text), manifest, [])
-        out.write(END)
-
-
-def _is_memory(name: str) -> bool:
+def is_memory(name: str) -> bool:
+    """Say whether a member is a file of pages."""
     return name.startswith(f"{IMAGES}/") and is_page_file(name.removeprefix(f"{IMAGES}/"))
-
-
-def blocks_of(name: str) -> str:
-    """Return the member that has the digests of a file of pages."""
-    return name.replace("/pages-", "/blocks-").replace(".img", ".xxh3")
-
-
-@contextmanager
-def _compressed(stream: seekable.Writable, compression: Compression) -> Iterator[seekable.Sink]:
-    if compression.level is None:
-        yield seekable.PlainSink(stream)
-        return
-    out = seekable.FrameSink(stream, compression.level)
-    try:
-        yield out
-        out.finish()
-    finally:
-        out.close()
-
-
-def _member(name: str, kind: Kind, mode: int, size: int, manifest: Manifest) -> Member:
-    made = calendar.timegm(time.strptime(manifest.created, "%Y-%m-%dT%H:%M:%SZ"))
-    return Member(name.encode(), kind, mode, 0, 0, made * 10**9, size=size)
-
-
-def _write_bytes(
-    out: seekable.Sink, name: str, data: bytes, manifest: Manifest, sums: list[str]
-) -> None:
-    out.write(encode(_member(name, Kind.FILE, 0o600, len(data), manifest)))
-    out.write(data)
-    out.write(bytes(padding(len(data))))
-    sums.append(f"{hashlib.sha256(data).hexdigest()}  {name}\n")
-
-
-def _copy(path: Path, out: seekable.Sink, size: int) -> str:
-    found = hashlib.sha256()
-    for data in _pieces(path, size, _CHUNK):
-        found.update(data)
-        out.write(data)
-    return found.hexdigest()
-
-
-def _copy_memory(path: Path, out: seekable.Sink, size: int) -> tuple[str, bytes]:
-    """Write a file of pages, each block by itself; return its SHA-256, and their digests."""
-    found = hashlib.sha256()
-    digests = []
-    for data in _pieces(path, size, BLOCK):
-        found.update(data)
-        digests.append(xxhash.xxh3_128_digest(data))
-        out.cut()
-        out.write(data)
-    out.cut()
-    return found.hexdigest(), b"".join(digests)
-
-
-def _pieces(path: Path, size: int, each: int) -> Iterator[bytes]:
-    """Read a file that is so long, in pieces of so many bytes but for the last."""
-    with path.open("rb") as stream:
-        for at in range(0, size, each):
-            wanted = min(each, size - at)
-            data = stream.read(wanted)
-            if len(data) != wanted:
-                raise HostError(f"{path} became shorter while it was written to the archive")
-            yield data
 
 
 @dataclass(frozen=True)
@@ -212,7 +87,10 @@ class LaidOut:
 
 @dataclass(frozen=True)
 class Verified:
-    """What was read to its end: the SHA-256 of each member, and the public key of who signed it."""
+    """What was read to its end: the SHA-256 of each member, and the public key of who signed it.
+
+    Of memory whose blocks are vouched for by themselves there is none.
+    """
 
     sums: dict[str, str]
     signer: bytes | None
@@ -256,10 +134,18 @@ class Archive:
         """Whether it cannot be read without a secret."""
         return self.trust.secret is not None  # a secret opens nothing else
 
+    @property
+    def _in_blocks(self) -> frozenset[str]:
+        """The files of pages whose blocks have a SHA-256 each."""
+        members = self.manifest.members
+        return frozenset(
+            name for name in members if is_memory(name) and block_table.pages_of(name) in members
+        )
+
     def extract(self, into: Path) -> dict[str, str]:
         """Unpack into an empty directory and verify; the caller removes it on any error.
 
-        Returns the SHA-256 of each member.
+        Returns the SHA-256 of each member, as `Verified` has them.
 
         Raises:
             BadArchive: cut, altered or hostile.
@@ -284,7 +170,7 @@ class Archive:
     def memory(self) -> int:
         """Bytes of all files of pages."""
         members = self.manifest.members.items()
-        return sum(size for name, size in members if _is_memory(name))
+        return sum(size for name, size in members if is_memory(name))
 
     def verify(self) -> dict[str, str]:
         """Read everything and compare the checksums; returns them. Raises BadArchive."""
@@ -300,22 +186,31 @@ class Archive:
             if manifest != self.manifest:
                 raise BadArchive(f"{self.path} changed while it was read; nothing was changed")
             sums = {MANIFEST: begun}
+            memory = _Blocks(self._in_blocks)
             while (member := source.next_member()) is not None:
                 name = _name(self.path, member)
                 if name == SUMS:
                     break
-                if name in sums or member.size != manifest.members.get(name):
+                again = name in sums or name in memory.taken
+                if again or member.size != manifest.members.get(name):
                     raise _hostile(self.path, f"{name} is not what the manifest announces")
-                sums[name] = _take(source, member, into)
+                if memory.is_vouched_for(name):
+                    memory.take(source, member, name, into)
+                else:
+                    sums[name] = _take(source, member, into, memory.hearer(name))
             else:
                 raise _damaged(self.path, "its checksums are missing")
-            signer = self._compare(source, member, sums)
-            if manifest.members.keys() & {blocks_of(name) for name in sums if _is_memory(name)}:
+            memory.compare()
+            signer = self._compare(source, member, sums, without=memory.taken)
+            if any(map(self._has_blocks, filter(is_memory, manifest.members))):
                 self._check_table()
             # Up to the end of a compressed stream, where its own checksum is.
             if stream.read(1):
                 raise _hostile(self.path, "something follows its end")
         return Verified(sums, signer)
+
+    def _has_blocks(self, name: str) -> bool:
+        return name in self._in_blocks or block_table.of_before(name) in self.manifest.members
 
     def _check_table(self) -> None:
         if self.is_encrypted:
@@ -327,13 +222,14 @@ class Archive:
     def lay_out(self, into: Path) -> LaidOut | None:
         """Unpack and verify as `extract` does, all but the memory; None if that cannot be.
 
-        So it is with archives of before, and with encrypted and signed ones. For the memory there
-        are holes: see archive_pages.py.
+        So it is with encrypted ones, and of those of before with signed ones and without blocks.
+        For the memory there are holes: see archive_pages.py.
         """
-        if self.is_signed or self.is_encrypted:
+        memory = [name for name in self.manifest.members if is_memory(name)]
+        is_old = not self._in_blocks.issuperset(memory)
+        if self.is_encrypted or (self.is_signed and is_old):
             return None
-        memory = [name for name in self.manifest.members if _is_memory(name)]
-        if not {blocks_of(name) for name in memory} <= self.manifest.members.keys():
+        if not all(map(self._has_blocks, memory)):
             return None
         sizes = self.manifest.members
         self._check_room(into, sum(sizes.values()) - sum(sizes[name] for name in memory))
@@ -369,7 +265,7 @@ class Archive:
                 break
             if name in sums or name in places or member.size != manifest.members.get(name):
                 raise _hostile(self.path, f"{name} is not what the manifest announces")
-            if not _is_memory(name):
+            if not is_memory(name):
                 sums[name] = _take(source, member, into)
                 continue
             places[name] = base + source.offset
@@ -450,6 +346,9 @@ def _begin(path: Path, source: Source) -> tuple[Manifest, str]:
         raise _hostile(path, f"its manifest has {member.size} bytes")
     data = b"".join(source.content(member))
     manifest = Manifest.from_json(data)
+    block_table.check_announced(
+        [name for name in manifest.members if is_memory(name)], manifest.members
+    )
     sizes = manifest.members.values()
     if len(sizes) > MAX_MEMBERS or any(size < 0 for size in sizes) or sum(sizes) > MAX_TOTAL:
         raise _hostile(path, "it announces more than any checkpoint has")
@@ -465,9 +364,57 @@ def _name(path: Path, member: Member) -> str:
     return name
 
 
-def _take(source: Source, member: Member, into: Path | None) -> str:
+Hearer = Callable[[bytes], object]
+
+
+class _Blocks:
+    """The memory in an archive that is read from its beginning, and what vouches for it."""
+
+    def __init__(self, vouched_for: Collection[str]) -> None:
+        self._vouched_for = vouched_for
+        self._tables = {
+            table: bytearray()
+            for name in vouched_for
+            for table in (block_table.pages_of(name), block_table.digests_of(name))
+        }
+        self._found: dict[str, bytes] = {}
+        self.taken: set[str] = set()
+
+    def is_vouched_for(self, name: str) -> bool:
+        """Say whether a member is a file of pages that has tables."""
+        return name in self._vouched_for
+
+    def hearer(self, name: str) -> Hearer:
+        """Say who is to hear what is in a member; the tables have been bounded before."""
+        return self._tables[name].extend if name in self._tables else _nobody
+
+    def take(self, source: Source, member: Member, name: str, into: Path | None) -> None:
+        """Write a file of pages below `into`, if given. Raises BadArchive."""
+        lengths = block_table.unpack(self._tables[block_table.pages_of(name)], member.size)
+        found = block_table.Digesting(lengths)
+        _write(source, member, into, found.update)
+        self._found[block_table.digests_of(name)] = found.table
+        self.taken.add(name)
+
+    def compare(self) -> None:
+        """Raise BadArchive if a block is not what its table says; the table may still be wrong."""
+        for name, found in self._found.items():
+            if found != self._tables[name]:
+                raise BadArchive(f"a block of memory, or {name}, was altered")
+
+
+def _nobody(_chunk: bytes) -> None:
+    """Hear nothing."""
+
+
+def _take(source: Source, member: Member, into: Path | None, hearer: Hearer = _nobody) -> str:
     """Write the member below `into`, if given; return its SHA-256."""
     found = hashlib.sha256()
+    _write(source, member, into, found.update, hearer)
+    return found.hexdigest()
+
+
+def _write(source: Source, member: Member, into: Path | None, *hearers: Hearer) -> None:
     with ExitStack() as stack:
         out = None
         if into is not None:
@@ -476,11 +423,11 @@ def _take(source: Source, member: Member, into: Path | None) -> str:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             out = stack.enter_context(os.fdopen(os.open(place, flags, 0o600), "wb", buffering=0))
         for chunk in source.content(member):
-            found.update(chunk)
+            for hearer in hearers:
+                hearer(chunk)
             view = memoryview(chunk)
             while out is not None and view:
                 view = view[out.write(view) :]
-    return found.hexdigest()
 
 
 def _foreign(path: Path) -> BadArchive:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import xxhash
 
-from pymigrate.checkpoint import archive, memory_map, seekable
+from pymigrate.checkpoint import archive, block_table, memory_map, seekable
 from pymigrate.checkpoint.fill_words import Plan
 from pymigrate.checkpoint.lazily import Skeleton, Told, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
-from pymigrate.checkpoint.memory_map import BLOCK, PageFile
+from pymigrate.checkpoint.memory_map import PageFile
 from pymigrate.runtime import daemon
 from pymigrate.runtime.errors import BadArchive
+
+_XXH3 = 16  # bytes of a digest of before
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class ArchivePages:
     path: Path
     file: seekable.Seekable
     places: Mapping[str, int]
-    digests: Mapping[str, bytes]
+    digests: Mapping[str, _Digests]
     files: Sequence[PageFile]
 
     @classmethod
@@ -40,37 +42,65 @@ class ArchivePages:
         images: Path,
     ) -> ArchivePages:
         """Read the digests, which were unpacked and verified. Raises BadArchive."""
-        digests = {}
-        for page_file in files:
-            name = f"{archive.IMAGES}/{page_file.name}"
-            digests[page_file.name] = (images / Path(archive.blocks_of(name)).name).read_bytes()
-            if len(digests[page_file.name]) != page_file.blocks * archive.DIGEST:
-                raise BadArchive(
-                    f"{path} is damaged: it has not one digest for each block of {page_file.name}"
-                )
+        digests = {file.name: _Digests.of(file, images) for file in files}
         by_name = {Path(name).name: place for name, place in places.items()}
         return cls(path, file, by_name, digests, files)
 
     def block(self, file: PageFile, number: int) -> bytes:
         """Read and verify a block. Raises BadArchive."""
-        place = self.places[file.name] + number * BLOCK
+        place = self.places[file.name] + file.begin(number)
         try:
             found = self.file.read_at(place, file.length(number))
         except BadArchive as error:
             raise BadArchive(f"{self.path} is damaged: {error.message}") from error
-        at = number * archive.DIGEST
-        if xxhash.xxh3_128_digest(found) != self.digests[file.name][at : at + archive.DIGEST]:
+        if not self.digests[file.name].fits(number, found):
             raise BadArchive(f"{self.path} is damaged: block {number} of {file.name} was altered")
         return found
+
+
+@dataclass(frozen=True)
+class _Digests:
+    """Those of the blocks of one file of pages: SHA-256, or XXH3 in an archive of before."""
+
+    joined: bytes
+    size: int
+    make: Callable[[bytes], bytes]
+
+    @classmethod
+    def of(cls, file: PageFile, images: Path) -> Self:
+        """Read them; raises BadArchive."""
+        before = images / block_table.of_before(file.name)
+        now = images / block_table.digests_of(file.name)
+        if now.exists():
+            found = cls(now.read_bytes(), block_table.DIGEST, block_table.digest)
+        else:
+            found = cls(before.read_bytes(), _XXH3, xxhash.xxh3_128_digest)
+        if len(found.joined) != file.blocks * found.size:
+            raise BadArchive(f"it has not one digest for each block of {file.name}")
+        return found
+
+    def fits(self, number: int, block: bytes) -> bool:
+        """Say whether a block is what it has to be."""
+        begin = number * self.size
+        return self.make(block) == self.joined[begin : begin + self.size]
 
 
 def page_files(sizes: Mapping[str, int], images: Path) -> list[PageFile]:
     """Read the maps, which were unpacked and verified. Raises BadArchive."""
     sizes = {Path(name).name: size for name, size in sizes.items()}
     names = {image.name for image in images.iterdir()}
-    return memory_map.page_files(
+    files = memory_map.page_files(
         names | sizes.keys(), lambda name: (images / name).read_bytes(), sizes.__getitem__
     )
+    return [_in_blocks(file, images / block_table.pages_of(file.name)) for file in files]
+
+
+def _in_blocks(file: PageFile, table: Path) -> PageFile:
+    """Say where its blocks begin, if they are not all as long as they may be."""
+    if not table.exists():
+        return file
+    lengths = block_table.unpack(table.read_bytes(), file.size)
+    return replace(file, starts=block_table.starts(lengths))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from pymigrate.checkpoint.fill_words import (
     Pages,
     Plan,
 )
-from pymigrate.checkpoint.memory_map import BLOCK, Extent, PageFile
+from pymigrate.checkpoint.memory_map import Extent, PageFile
 from pymigrate.checkpoint.pager import PAGE, Pager
 from pymigrate.runtime import daemon, launch, lock, syscalls
 from pymigrate.runtime.container import KILL_SECONDS, Container
@@ -183,9 +183,9 @@ class Filling:
             self._pager.zero(inner, address, found)
             return
         file, offset = found
-        number = offset // BLOCK
+        number = file.block_of(offset)
         content = self._pages.block(file, number)
-        start = offset - number * BLOCK
+        start = offset - file.begin(number)
         # Also if it was done: what is there stays, and a process that was forked may lack it.
         self._pager.fill(inner, address, memoryview(content)[start : start + PAGE])
         if (file.name, number) not in self._done:
@@ -197,7 +197,7 @@ class Filling:
             return
         view = memoryview(content)
         for extent in file.within(number):
-            start = extent.offset - number * BLOCK
+            start = extent.offset - file.begin(number)
             self._pager.fill(file.inner, extent.address, view[start : start + extent.length])
         self._done.add((file.name, number))
 

@@ -15,7 +15,7 @@ from typing import Self
 from pymigrate.checkpoint import fill_words
 from pymigrate.checkpoint.fill_words import Pages
 from pymigrate.checkpoint.manifest import Manifest
-from pymigrate.checkpoint.memory_map import BLOCK, clipped
+from pymigrate.checkpoint.memory_map import clipped
 from pymigrate.runtime import daemon, userfault
 from pymigrate.runtime.errors import RestoreFailed
 
@@ -66,8 +66,8 @@ def lay_out_memory(pages: Pages, images: Path) -> None:
         with (images / file.name).open("xb", buffering=0) as stream:
             stream.truncate(file.size)
             for number in range(file.blocks):
-                begin = number * BLOCK
-                pieces = list(clipped(file.eager, begin, begin + BLOCK))
+                begin = file.begin(number)
+                pieces = list(clipped(file.eager, begin, file.begin(number + 1)))
                 if not pieces:
                     continue
                 content = memoryview(pages.block(file, number))

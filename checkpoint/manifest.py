@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pymigrate.checkpoint.block_table import is_table
 from pymigrate.checkpoint.requests import RestoreOptions, node_mounts
 from pymigrate.checkpoint.tmpfs import MOST, Tmpfs
 from pymigrate.runtime import spec, state, volumes
@@ -15,6 +16,9 @@ from pymigrate.runtime.host import Host
 FORMAT = 1
 FORMAT_WITH_TMPFS = 2
 """An older version would ask CRIU for what is not in its images."""
+FORMAT_WITH_TABLES = 3
+"""An older version would miss a checksum of the memory: blocks have them; see block_table.py."""
+_FORMATS = (FORMAT, FORMAT_WITH_TMPFS, FORMAT_WITH_TABLES)
 
 MAX_BYTES = 16 << 20
 
@@ -73,10 +77,16 @@ class Manifest:
         """Return the same with the files that will be written."""
         return replace(self, members=dict(members))
 
+    @property
+    def _format(self) -> int:
+        if any(map(is_table, self.members)):
+            return FORMAT_WITH_TABLES
+        return FORMAT_WITH_TMPFS if self.tmpfs else FORMAT
+
     def to_json(self) -> bytes:
         """Return it as JSON."""
         document = {
-            "format": FORMAT_WITH_TMPFS if self.tmpfs else FORMAT,
+            "format": self._format,
             "created": self.created,
             "software": self.software,
             "criu": self.criu,
@@ -106,10 +116,10 @@ class Manifest:
             raise BadArchive(f"the manifest is not JSON: {error}") from error
         if not isinstance(document, dict):
             raise BadArchive("the manifest is not a JSON object")
-        if document.get("format") not in (FORMAT, FORMAT_WITH_TMPFS):
+        if document.get("format") not in _FORMATS:
             raise BadArchive(
                 f"the checkpoint has format {document.get('format')!r}, this pymigrate reads "
-                f"{FORMAT} and {FORMAT_WITH_TMPFS}",
+                f"those up to {_FORMATS[-1]}",
                 hint="restore it with the version that made it",
             )
         try:

@@ -19,7 +19,7 @@ from pymigrate.runtime.errors import BadArchive
 
 PAGE = images.PAGE
 BLOCK = 512 << 10
-"""Bytes of a file of pages that are fetched and verified as one: what a process waits for."""
+"""Bytes of a file of pages that are fetched and verified as one, at most: one waits for these."""
 
 _PAGES = re.compile(r"pages-[0-9]+\.img")
 _MAP = re.compile(r"pagemap-(shmem-)?([0-9]+)\.img")
@@ -42,22 +42,36 @@ class Extent:
 
 @dataclass(frozen=True)
 class PageFile:
-    """One file of pages, of one process if ``inner`` is its PID; both lists in ascending order."""
+    """One file of pages, of one process if ``inner`` is its PID; both lists in ascending order.
+
+    ``starts`` say where its blocks begin, if not every BLOCK bytes.
+    """
 
     name: str
     size: int
     inner: int | None
     lazy: Sequence[Extent]
     eager: Sequence[Extent]
+    starts: Sequence[int] = ()
 
     @property
     def blocks(self) -> int:
         """How many blocks it has; the last may be shorter."""
-        return -(-self.size // BLOCK)
+        return len(self.starts) or -(-self.size // BLOCK)
+
+    def begin(self, block: int) -> int:
+        """Return where a block begins; of the one behind the last, where the file ends."""
+        if block >= self.blocks:
+            return self.size
+        return self.starts[block] if self.starts else block * BLOCK
 
     def length(self, block: int) -> int:
         """Return the bytes of a block."""
-        return min(BLOCK, self.size - block * BLOCK)
+        return self.begin(block + 1) - self.begin(block)
+
+    def block_of(self, offset: int) -> int:
+        """Return the block that has a byte."""
+        return bisect.bisect_right(self.starts, offset) - 1 if self.starts else offset // BLOCK
 
     def to_document(self) -> list[object]:
         """Return it for another process: to read a map of 1 GiB takes as long as CRIU restores."""
@@ -65,18 +79,18 @@ class PageFile:
             [(each.offset, each.address, each.length) for each in extents]
             for extents in (self.lazy, self.eager)
         )
-        return [self.name, self.size, self.inner, *both]
+        return [self.name, self.size, self.inner, *both, list(self.starts)]
 
     @classmethod
     def from_document(cls, document: object) -> PageFile:
         """Take what `to_document` has made."""
-        name, size, inner, *both = cast("list[Any]", document)
+        name, size, inner, *both, starts = cast("list[Any]", document)
         lazy, eager = ([Extent(*each) for each in extents] for extents in both)
-        return cls(name, size, inner, lazy, eager)
+        return cls(name, size, inner, lazy, eager, tuple(starts))
 
     def within(self, block: int) -> Iterator[Extent]:
         """Yield what of a block may come later."""
-        return clipped(self.lazy, block * BLOCK, (block + 1) * BLOCK)
+        return clipped(self.lazy, self.begin(block), self.begin(block + 1))
 
 
 def clipped(extents: Sequence[Extent], begin: int, end: int) -> Iterator[Extent]:

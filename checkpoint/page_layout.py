@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymigrate.checkpoint.images import PAGE, Entry
+from pymigrate.checkpoint.memory_map import BLOCK
 from pymigrate.runtime.memory import Area, Memory, Range, Regions
 
 WINDOW = 64 << 10
 """Bytes of addresses whose pages are one segment: a page that appears moves no other's."""
 
 BATCH = 512  # pages that are read together: 2 MiB, which stay in the cache until they are hashed
+
+LITTLE = 16  # pages below which a block goes on in the next window
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,11 @@ class Layout:
         return cls(addresses, places)
 
     @classmethod
-    def of_running(cls, memory: Memory) -> Layout:
-        """Lay out the memory of a process that may run, as it is just now."""
-        return cls.of_areas(memory, memory.areas())
-
-    @classmethod
     def of_areas(cls, memory: Memory, areas: Iterable[Area]) -> Layout:
-        """Lay out the pages that are in some mappings of a process."""
+        """Lay out the pages that are in some mappings of a process, which may run, just now."""
         ranges = [each for area in areas for each in memory.pages(area)]
         addresses = _pages((each.start, each.length // PAGE) for each in ranges)
-        return cls(addresses, np.full(len(addresses), -1, np.int64))
+        return cls(addresses, np.broadcast_to(np.int64(-1), len(addresses)))
 
     @property
     def size(self) -> int:
@@ -83,8 +81,13 @@ class Layout:
         if not len(self.addresses):
             return np.zeros(1, np.int64)
         windows = self.addresses // np.uint64(WINDOW)
-        inner = np.flatnonzero(np.diff(windows)) + 1
+        inner = np.flatnonzero(windows[1:] != windows[:-1]) + 1
         return np.concatenate(([0], inner, [len(windows)])).astype(np.int64)
+
+    @property
+    def segments(self) -> int:
+        """How many there are."""
+        return len(self.edges) - 1
 
     def names(self) -> list[int]:
         """Return a number for each segment that says which pages it has; -1 if a file has some.
@@ -95,9 +98,12 @@ class Layout:
             return []
         starts = self.edges[:-1]
         window = np.uint64(WINDOW // PAGE)
-        pages = self.addresses // np.uint64(PAGE)
-        which = np.bitwise_or.reduceat(np.uint64(1) << pages % window, starts)
-        found = (pages[starts] // window << window | which).astype(np.int64)
+        bits = self.addresses // np.uint64(PAGE)  # in its own place: there are many
+        np.remainder(bits, window, out=bits)
+        np.left_shift(np.uint64(1), bits, out=bits)
+        which = np.bitwise_or.reduceat(bits, starts)
+        windows = self.addresses[starts] // np.uint64(WINDOW)
+        found = (windows << window | which).astype(np.int64)
         found[np.maximum.reduceat(self.places, starts) >= 0] = -1
         return [*map(int, found.tolist())]
 
@@ -105,11 +111,22 @@ class Layout:
         """Say of each segment whether all of it lies in regions, which are in order."""
         if not len(self.addresses):
             return []
-        at = np.searchsorted(regions[:, 0], self.addresses, "right") - 1
-        inside = at >= 0
-        inside[inside] = self.addresses[inside] < regions[at[inside], 1]
-        found: list[bool] = np.logical_and.reduceat(inside, self.edges[:-1]).tolist()
+        found: list[bool] = np.logical_and.reduceat(self._inside(regions), self.edges[:-1]).tolist()
         return found
+
+    def touches(self, regions: Regions) -> list[bool]:
+        """Say of each segment whether some of it lies in regions, which are in order."""
+        if not len(self.addresses):
+            return []
+        found: list[bool] = np.logical_or.reduceat(self._inside(regions), self.edges[:-1]).tolist()
+        return found
+
+    def _inside(self, regions: Regions) -> NDArray[np.bool_]:
+        """Say of each page whether it lies in one; at their edges its number of them changes."""
+        edges = np.zeros(len(self.addresses) + 1, np.int8)
+        np.add.at(edges, np.searchsorted(self.addresses, regions[:, 0]), 1)
+        np.add.at(edges, np.searchsorted(self.addresses, regions[:, 1]), -1)
+        return np.cumsum(edges[:-1], dtype=np.int8) > 0
 
     def only(self, wanted: Sequence[bool]) -> Layout:
         """Return the layout of some of the segments."""
@@ -124,6 +141,25 @@ class Layout:
             behind = bisect.bisect_right(edges, edges[at] + BATCH) - 1
             yield Batch(edges[at : behind + 1])
             at = behind
+
+    def blocks(self) -> Iterator[Batch]:
+        """Take segments together that are a block of an archive: what lies in a window of BLOCK.
+
+        Where there is little, windows that follow one another are one block. So a page that appears
+        changes one block; and what comes behind many pages begins a block as before.
+        """
+        edges = self.edges.tolist()
+        windows = self.addresses[self.edges[:-1]] // np.uint64(BLOCK)
+        firsts = [*(np.flatnonzero(np.diff(windows)) + 1).tolist(), self.segments]
+        begin = first = 0
+        for last in firsts:
+            held, both = edges[first] - edges[begin], edges[last] - edges[begin]
+            if held >= LITTLE or (held and both * PAGE > BLOCK):
+                yield Batch(edges[begin : first + 1])
+                begin = first
+            first = last
+        if begin < first:
+            yield Batch(edges[begin : first + 1])
 
     def read(self, batch: Batch, memory: Memory | None, file: int, into: memoryview) -> int:
         """Read a batch; returns the bytes that came before one was gone.
@@ -175,5 +211,5 @@ def _pages(runs: Iterable[tuple[int, int]]) -> NDArray[np.uint64]:
     found: NDArray[np.uint64] = np.repeat(
         starts - before * np.uint64(PAGE), counts.astype(np.int64)
     )
-    found += np.arange(len(found), dtype=np.uint64) * np.uint64(PAGE)
+    found += np.arange(0, len(found) * PAGE, PAGE, dtype=np.uint64)
     return found

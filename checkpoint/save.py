@@ -1,9 +1,10 @@
 """Write a running container into one file, or leave everything as it was.
 
-The container stands still from the freeze until its memory and its files are aside: both are of
-one instant. With ``leave_running`` it goes on then, while the file is still being written;
-otherwise it ends, but only when the file is complete and on the disk. From before the freeze on
-the supervisor guards the container: should this process die, it goes on (runtime/guard.py).
+Most of its memory is compressed while it runs (archive_memory.py). It stands still from the freeze
+until the rest and its files are aside: all are of one instant. With ``leave_running`` it goes on
+then, while the file is still being written; otherwise it ends, but only when the file is complete
+and on the disk. From before the freeze on the supervisor guards the container: should this process
+die, it goes on (runtime/guard.py).
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
-from pymigrate.checkpoint import archive, dump, new_file, podman, scan
+from pymigrate.checkpoint import archive, archive_writer, dump, new_file, podman, scan
+from pymigrate.checkpoint.archive_memory import THREADS, ArchiveMemory, TakenPages
+from pymigrate.checkpoint.archive_writer import Compression
 from pymigrate.checkpoint.hidden_memory import Hidden
 from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.checkpoint.memory_looks import MemoryLooks
+from pymigrate.checkpoint.page_blocks import Encoder, Pages
 from pymigrate.checkpoint.protection import Protection
 from pymigrate.checkpoint.requests import DUMP_LOG, DumpOptions
+from pymigrate.checkpoint.spool import Spool
 from pymigrate.checkpoint.staging import staging
 from pymigrate.checkpoint.wire import Wire
 from pymigrate.runtime import events, lock, tree
@@ -55,8 +61,11 @@ class Saved:
 class MemoryTaker(Protocol):
     """Takes the memory that a lazy dump leaves in the processes of a container."""
 
-    def look(self, pids: Sequence[int]) -> None:
-        """Look at the processes while they run, so that little is left for `take`."""
+    def look(self, pids: Sequence[int], *, tracked: bool) -> None:
+        """Look at the processes while they run, so that little is left for `take`.
+
+        With ``tracked`` they are asked for what tells later what they have written since.
+        """
 
     def look_still(self, pids: Sequence[int], stage: Path) -> None:
         """Begin to look at what cannot change any more; they stand still, CRIU is at work."""
@@ -72,7 +81,7 @@ def save(
     container: Container,
     path: Path,
     options: DumpOptions,
-    compression: archive.Compression,
+    compression: Compression,
     protection: Protection | None = None,
 ) -> Saved:
     """Write the checkpoint; on any error the container goes on as before, and no file is left.
@@ -83,16 +92,54 @@ def save(
         NoSpace: a disk is full.
 
     """
+    protection = protection or Protection()
     saved = Saved(path)
-    with new_file.target(path) as target:
+    with new_file.target(path) as target, ExitStack() as held:
+        memory = None
+        if _may_be_lazy(container, options):
+            # What is to be encrypted goes nowhere else than the host's own directory before.
+            disk = path.parent if protection.secret is None else container.host.root
+            memory = _Memory.begin(disk, compression, held)
 
         def store(members: Mapping[str, Path], manifest: Manifest) -> None:
             with saved.phase("archive"), new_file.writing(path):
-                archive.write(members, manifest, target.stream, compression, protection)
+                pages = {} if memory is None else memory.complete(members)
+                whole = replace(manifest, lazy=False)  # its memory is in it
+                stream = target.stream
+                archive_writer.write(members, whole, stream, compression, protection, pages)
                 saved.size = target.publish()
 
-        capture(container, options, store, saved)
+        capture(container, options, store, saved, None if memory is None else memory.looks)
     return saved
+
+
+def _may_be_lazy(container: Container, options: DumpOptions) -> bool:
+    """Say whether memory can stay in the processes until the container goes on or has ended.
+
+    CRIU does not end what was dumped so: we do, and then its connections are closed as ever. In a
+    network of its own nobody hears that, for its cable is out.
+    """
+    return options.leave_running or container.record.network.is_own
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """The memory on its way into the archive."""
+
+    store: ArchiveMemory
+    looks: MemoryLooks
+
+    @classmethod
+    def begin(cls, disk: Path, compression: Compression, held: ExitStack) -> Self:
+        """Spool on the disk of a directory until `held` is closed."""
+        encoder = Encoder(compression.level)
+        store = held.enter_context(closing(ArchiveMemory(Spool(disk), encoder)))
+        return cls(store, held.enter_context(closing(MemoryLooks(store, THREADS))))
+
+    def complete(self, members: Mapping[str, Path]) -> Mapping[str, Pages]:
+        """Change the pagemaps to what they are in an archive; return the files of pages."""
+        self.looks.complete(members)
+        return {name: TakenPages(self.store, taken) for name, taken in self.looks.taken.items()}
 
 
 def capture(
@@ -106,7 +153,7 @@ def capture(
 
     ``store`` gets the members of the checkpoint, by their names in an archive, as files that are
     removed afterwards. On any error, also one of ``store``, the container goes on as before.
-    With ``memory``, which only a container that is left running can have, the dump is lazy.
+    With ``memory`` the dump is lazy: see `_may_be_lazy`.
     """
     options = replace(options, lazy=memory is not None, carried=True)
     with staging(container.host) as stage, _alone(container) as alone:
@@ -120,11 +167,11 @@ def capture(
         container.check_whole()
         with saved.phase("scan"):
             scan.refuse(container, options.tcp, options.skip)
-        # What stands still already is read under the freeze, which costs it nothing; and it could
-        # not be asked for what tracks its writes: it would be waited for in vain.
-        if memory is not None and not container.cgroup.frozen():
-            with saved.phase("look"):
-                memory.look(container.cgroup.pids())
+        if memory is not None:
+            with saved.phase("look"), _told_of(container):
+                # What stands still already cannot be asked for anything: one would wait in vain.
+                tracked = not container.cgroup.frozen()
+                memory.look(container.cgroup.pids(), tracked=tracked)
         with (
             Wire(container) as wire,
             _as_before(container, now.status, saved, wire) as let_go_on,
@@ -147,7 +194,10 @@ def capture(
                 if not options.leave_running:
                     with saved.phase("end"):
                         container.expect_end()
-                        held.finish()
+                        if memory is None:
+                            held.finish()
+                        else:
+                            container.end_processes(now)
                         saved.frozen = time.monotonic() - saved.froze_at
         events.note(
             container.host, container.record, "checkpoint", leave_running=options.leave_running
@@ -193,8 +243,22 @@ def _as_before(
             if saved.froze_at:
                 let_go_on()
             if isinstance(error, PymigrateError):
-                error.message = f"{container.name}: {error.message}; it goes on as before"
+                _tell_of(container, error)
         raise
+
+
+@contextmanager
+def _told_of(container: Container) -> Iterator[None]:
+    """Say in an error what the container does, which was not stopped yet."""
+    try:
+        yield
+    except PymigrateError as error:
+        _tell_of(container, error)
+        raise
+
+
+def _tell_of(container: Container, error: PymigrateError) -> None:
+    error.message = f"{container.name}: {error.message}; it goes on as before"
 
 
 def _take_down(

@@ -10,6 +10,7 @@ The sizes are believed by nobody: what is read is checked by whoever asked for i
 from __future__ import annotations
 
 import bisect
+import errno
 import io
 import itertools
 import os
@@ -18,11 +19,12 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import zstandard
 
-from pymigrate.runtime.errors import BadArchive
+from pymigrate.runtime.errors import BadArchive, HostError
 
 FRAME = 4 << 20
 """Bytes of plain data after which a frame ends by itself."""
@@ -35,6 +37,8 @@ _ENTRY = struct.Struct("<II")
 _FOOTER = struct.Struct("<IBI")
 _FOOTER_MAGIC = 0x8F92EAB1
 _MOST = 1 << 26  # frames
+_PIECE = 1 << 20
+_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Writable(Protocol):
@@ -53,6 +57,77 @@ class Sink(Protocol):
     def cut(self) -> None:
         """Make it possible to read from here on."""
 
+    def put(self, frame: bytes | Stretch, size: int, /) -> None:
+        """Take a frame that `Frames` has made of so many bytes; others begin behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of a file, which is open."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+
+def _write(stream: Writable, frame: bytes | Stretch) -> None:
+    """Write a frame, copied by the kernel where that can be."""
+    if not isinstance(frame, Stretch):
+        stream.write(frame)
+        return
+    offset, end = frame.offset, frame.offset + frame.length
+    if isinstance(stream, io.BufferedWriter):
+        stream.flush()
+        offset += _copied(frame, stream.fileno())
+    while offset < end:
+        data = os.pread(frame.descriptor, min(_PIECE, end - offset), offset)
+        if not data:
+            raise HostError("a file became shorter while it was written to the archive")
+        stream.write(data)
+        offset += len(data)
+
+
+def _copied(frame: Stretch, to: int) -> int:
+    """Return how much the kernel could copy: all, but from one file system to another, say."""
+    done = 0
+    while done < frame.length:
+        left, offset = frame.length - done, frame.offset + done
+        try:
+            copied = os.copy_file_range(frame.descriptor, to, left, offset)
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY:
+                raise
+            break
+        if not copied:
+            break
+        done += copied
+    return done
+
+
+class Frames:
+    """Compresses frames, and opens its own again; for several threads."""
+
+    def __init__(self, level: int | None) -> None:
+        """Compress at a level; without one, not at all."""
+        self._level = level
+        self._own = threading.local()
+
+    def encode(self, plain: bytes | memoryview) -> bytes:
+        """Make a frame."""
+        if self._level is None:
+            return bytes(plain)
+        compressor = getattr(self._own, "compressor", None)
+        if compressor is None:
+            compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True)
+            self._own.compressor = compressor
+        return cast(bytes, compressor.compress(plain))
+
+    def decode(self, frame: bytes, size: int) -> bytes:
+        """Return what a frame was made of."""
+        if self._level is None:
+            return frame
+        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=size)
+
 
 class PlainSink:
     """A stream, as it is: it can be read from everywhere."""
@@ -68,6 +143,10 @@ class PlainSink:
     def cut(self) -> None:
         """Do nothing."""
 
+    def put(self, frame: bytes | Stretch, _size: int, /) -> None:
+        """Write it: it was not compressed."""
+        _write(self._stream, frame)
+
 
 class FrameSink:
     """Compresses frames in several threads and writes them in order. `finish` writes the table."""
@@ -75,8 +154,7 @@ class FrameSink:
     def __init__(self, stream: Writable, level: int) -> None:
         """Write to a stream; no more than a few frames are held."""
         self._stream = stream
-        self._level = level
-        self._own = threading.local()
+        self._frames = Frames(level)
         self._threads = len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._threads)
         self._waiting: deque[tuple[int, Future[bytes]]] = deque()
@@ -102,12 +180,19 @@ class FrameSink:
         while len(self._waiting) > 2 * self._threads:
             self._write_one()
 
+    def put(self, frame: bytes | Stretch, size: int, /) -> None:
+        """Write a frame behind all before it."""
+        self._write_waiting()
+        _write(self._stream, frame)
+        self._sizes.append((frame.length if isinstance(frame, Stretch) else len(frame), size))
+
     def _compress(self, pieces: Sequence[bytes]) -> bytes:
-        compressor = getattr(self._own, "compressor", None)
-        if compressor is None:
-            compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True)
-            self._own.compressor = compressor
-        return cast(bytes, compressor.compress(b"".join(pieces)))
+        return self._frames.encode(b"".join(pieces))
+
+    def _write_waiting(self) -> None:
+        self.cut()
+        while self._waiting:
+            self._write_one()
 
     def _write_one(self) -> None:
         size, compressed = self._waiting.popleft()
@@ -117,9 +202,7 @@ class FrameSink:
 
     def finish(self) -> None:
         """Write what is left, and the table."""
-        self.cut()
-        while self._waiting:
-            self._write_one()
+        self._write_waiting()
         entries = b"".join(itertools.starmap(_ENTRY.pack, self._sizes))
         footer = _FOOTER.pack(len(self._sizes), 0, _FOOTER_MAGIC)
         self._stream.write(_SKIPPED.pack(_SKIPPED_MAGIC, len(entries) + len(footer)))

@@ -138,7 +138,7 @@ def _secret(key_file: Path | None) -> bytes | None:
 
 def checkpoint(arguments: argparse.Namespace) -> int:
     """Write a container into one file."""
-    from pymigrate.checkpoint.archive import Compression
+    from pymigrate.checkpoint.archive_writer import Compression
     from pymigrate.checkpoint.protection import Protection
     from pymigrate.checkpoint.requests import DumpOptions
     from pymigrate.checkpoint.save import save
@@ -299,7 +299,8 @@ def verify(arguments: argparse.Namespace) -> int:
             }
         )
         return 0
-    output.say(f"{found.path} is sound: {len(verified.sums)} members as they were written")
+    count = len(found.manifest.members)
+    output.say(f"{found.path} is sound: {count} members as they were written")
     if signer is not None:
         output.say(f"signed by {signer}")
     return 0

@@ -19,10 +19,11 @@ from pymigrate.checkpoint import archive, images, pruning
 from pymigrate.checkpoint.chunking import Cut
 from pymigrate.checkpoint.load import Loaded, Wishes, load_from
 from pymigrate.checkpoint.manifest import Manifest
+from pymigrate.checkpoint.memory_looks import MemoryLooks
 from pymigrate.checkpoint.packs import Ids
 from pymigrate.checkpoint.repository import Contents, Repository
 from pymigrate.checkpoint.repository_directory import Directory
-from pymigrate.checkpoint.repository_writer import Writer, writing
+from pymigrate.checkpoint.repository_writer import writing
 from pymigrate.checkpoint.requests import DumpOptions
 from pymigrate.checkpoint.save import Saved, capture
 from pymigrate.checkpoint.sealing import MAX_SECRET, Damaged
@@ -116,12 +117,24 @@ def create(
     added: list[Snapshot] = []
     with ExitStack() as closing:
         writer = closing.enter_context(writing(repository))
-        memory = SnapshotMemory(writer) if options.leave_running else None
-        if memory is not None:
+        memory = looks = None
+        if options.leave_running:
+            memory = SnapshotMemory(writer)
             closing.callback(memory.close)
+            looks = MemoryLooks(memory)
+            closing.callback(looks.close)
 
         def store(members: Mapping[str, Path], manifest: Manifest) -> None:
-            kept = _add(writer, members, memory)
+            if looks is not None:
+                looks.complete(members)
+            taken = {} if looks is None else looks.taken
+            kept = tuple(
+                memory.add(name, taken[name])
+                if memory is not None and name in taken
+                # A restore compares what is in a volume with what was in it by this checksum.
+                else writer.add(name, members[name], digest=name.startswith("volumes/"))
+                for name in sorted(members)
+            )
             writer.flush()
             snapshot = Snapshot(
                 id="",
@@ -140,7 +153,7 @@ def create(
             )
             added.append(writer.publish(snapshot))
 
-        capture(container, options, store, saved, memory)
+        capture(container, options, store, saved, looks)
     return added[0]
 
 
@@ -150,19 +163,6 @@ class Rewound:
 
     loaded: Loaded
     present: Snapshot | None
-
-
-def _add(
-    writer: Writer, members: Mapping[str, Path], memory: SnapshotMemory | None
-) -> tuple[Member, ...]:
-    if memory is not None:
-        memory.complete(members)
-    return tuple(
-        (memory and memory.add(name))
-        # A restore compares what is in a volume with what was in it by this checksum.
-        or writer.add(name, members[name], digest=name.startswith("volumes/"))
-        for name in sorted(members)
-    )
 
 
 def restore(host: Host, repository: Repository, identity: str, wishes: Wishes) -> Loaded:

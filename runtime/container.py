@@ -371,16 +371,22 @@ class Container:
             now = self.release(now)
         if now.init is not None and now.status.is_alive:
             self.expect_end()
-            lock.send_signal(now.init, signal.SIGKILL)
-            self.kill_all()
-            if not lock.await_end(now.init, KILL_SECONDS):
-                raise self.undying()
+            self.end_processes(now)
         if now.supervisor is not None and not lock.await_end(now.supervisor, KILL_SECONDS):
             raise errors.ContainerError(
                 f"{self.name} has ended, but its supervisor (PID {now.supervisor.pid}) has not; "
                 "it was not removed",
                 hint=f"{self.directory}/supervisor.log says what it does",
             )
+
+    def end_processes(self, now: State) -> None:
+        """End every process of one that is alive, frozen or not: none runs another instruction."""
+        if now.init is None:
+            raise self.wrong_state(now, "it has no processes")
+        lock.send_signal(now.init, signal.SIGKILL)
+        self.kill_all()
+        if not lock.await_end(now.init, KILL_SECONDS):
+            raise self.undying()
 
     def kill_all(self) -> None:
         """End every process of it by SIGKILL, frozen or not."""

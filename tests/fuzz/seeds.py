@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pymigrate.checkpoint import archive, new_file
+from pymigrate.checkpoint import archive_writer, new_file
 from pymigrate.checkpoint import packs as pack
-from pymigrate.checkpoint.archive import Compression
+from pymigrate.checkpoint.archive_writer import Compression
 from pymigrate.checkpoint.chunking import Cut
 from pymigrate.checkpoint.snapshot import Member, Snapshot
 from pymigrate.migrate.journal import Journal
@@ -84,12 +84,16 @@ def archives() -> list[bytes]:
         for text in ("none", "zstd"):
             path = directory / f"file-{text}"
             with new_file.target(path) as target:
-                archive.write(members, manifest(), target.stream, Compression.parse(text))
+                archive_writer.write(members, manifest(), target.stream, Compression.parse(text))
                 target.publish()
             made.append(path.read_bytes())
         return made
 
     return _in_directory(make)
+
+
+def blocks() -> list[bytes]:
+    return [b"\x01\x80", b"\x80", b"\x01\x02\x03", b"\x80\x80\x01"]
 
 
 def keys() -> list[bytes]:

@@ -7,6 +7,7 @@ such targets are given what is behind the door, and put it in themselves.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from pymigrate.checkpoint import diagnosis, packs, protection
 from pymigrate.checkpoint.archive import Archive
+from pymigrate.checkpoint.archive_pages import FromArchive
+from pymigrate.checkpoint.images import PAGE
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.sealing import Keys
 from pymigrate.checkpoint.snapshot import Snapshot
@@ -27,6 +30,8 @@ from pymigrate.runtime import tree_layer as layers
 from pymigrate.runtime.errors import PymigrateError
 from pymigrate.transport import compression, frames, messages, pages
 from pymigrate.transport.frames import Decoder, Frame
+from tests.fakes import old_archives
+from tests.fakes.repositories import manifest
 from tests.fuzz import seeds
 
 LIMITS = tree.Limits(max_bytes=1 << 20, max_files=1000)
@@ -137,6 +142,29 @@ def _archive(data: bytes, place: Place) -> None:
     Archive.open(path).extract(place.into)
 
 
+def _blocks(data: bytes, place: Place) -> None:
+    """Read an archive whose table of blocks is what was given; all its checksums are right."""
+    table = data[:64]
+    lengths = [pages * PAGE for pages in table]
+    memory = bytes(min(sum(lengths), 1 << 20))
+    digests = b"".join(hashlib.sha256(bytes(length)).digest() for length in lengths)
+    contents = {
+        "checkpoint/blocks-1.pages": table,
+        "checkpoint/pages-1.img": memory,
+        "checkpoint/blocks-1.sha256": digests,
+    }
+    path = place.file(b"")
+    old_archives.write_contents(path, contents, manifest(), None)
+    with suppress(PymigrateError):
+        Archive.open(path).verify()
+    skeleton = FromArchive(Archive.open(path)).lay_out(place.into)
+    assert skeleton is not None
+    with suppress(PymigrateError):
+        skeleton.complete()
+        assert memory == (place.into / "checkpoint/pages-1.img").read_bytes()
+    skeleton.close()
+
+
 def _keys(data: bytes, _: Place) -> None:
     """Unwrap the keys of a repository, or of an encrypted checkpoint."""
     document = incoming.parse_json(data, "key")
@@ -231,6 +259,7 @@ TARGETS: Mapping[str, Target] = {
     "frames": Target(_frames, seeds.frames),
     "messages": Target(_messages, seeds.messages),
     "archive": Target(_archive, seeds.archives),
+    "blocks": Target(_blocks, seeds.blocks),
     "keys": Target(_keys, seeds.keys),
     "journal": Target(_journal, seeds.journals),
     "container": Target(_container, seeds.documents),

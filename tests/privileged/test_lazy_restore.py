@@ -24,7 +24,7 @@ from pymigrate.checkpoint.archive import Archive
 from pymigrate.checkpoint.archive_pages import ArchivePages
 from pymigrate.checkpoint.fill_words import Plan
 from pymigrate.checkpoint.lazily import Filler
-from pymigrate.checkpoint.memory_map import BLOCK, PageFile
+from pymigrate.checkpoint.memory_map import PageFile
 from pymigrate.checkpoint.page_places import PagePlaces
 from pymigrate.migrate import snapshots
 from pymigrate.migrate.snapshot_pages import SnapshotPages, memory, page_files
@@ -328,10 +328,10 @@ def test_an_altered_block_ends_the_container_with_the_reason(
     number = next(
         number
         for number in range(file.blocks)
-        if sum(e.length for e in file.within(number)) == BLOCK
+        if sum(e.length for e in file.within(number)) == file.length(number)
     )
     with path.open("r+b") as stream:
-        stream.seek(laid.places["checkpoint/pages-1.img"] + number * BLOCK + 1000)
+        stream.seek(laid.places["checkpoint/pages-1.img"] + file.begin(number) + 1000)
         stream.write(b"x")
 
     ended_for(tool, "was altered", tool("restore", str(path), code=None))

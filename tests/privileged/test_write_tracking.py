@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from pymigrate.checkpoint.memory_looks import MemoryLooks
 from pymigrate.checkpoint.page_layout import WINDOW
 from pymigrate.checkpoint.repository import Repository
 from pymigrate.checkpoint.repository_directory import Directory
@@ -555,7 +556,11 @@ def test_a_snapshot_reads_under_the_freeze_what_was_written_since_it_looked(
     start = program.area(*range(COUNT))
     written_to = (start // PAGE + 20) // window  # the page and its neighbours are read as one
     repository = Repository.open_or_make(Directory(tmp_path / "repository"))
-    with writing(repository) as writer, closing(SnapshotMemory(writer)) as memory:
+    with (
+        writing(repository) as writer,
+        closing(SnapshotMemory(writer)) as store,
+        closing(MemoryLooks(store)) as memory,
+    ):
         memory.look([program.pid])
         assert set(range(COUNT)) == numbers(reads, start)
         program.do(f"ctypes.memset({start + 20 * PAGE}, 99, 1)")

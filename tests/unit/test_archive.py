@@ -17,16 +17,19 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymigrate.checkpoint import archive, new_file
-from pymigrate.checkpoint.archive import Archive, Compression
+from pymigrate.checkpoint import archive, archive_writer, new_file
+from pymigrate.checkpoint.archive import Archive
+from pymigrate.checkpoint.archive_writer import Compression
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.tmpfs import Tmpfs
 from pymigrate.runtime import state
 from pymigrate.runtime.errors import BadArchive, NoSpace, NotFound, UsageError
 from pymigrate.runtime.spec import default_spec
+from tests.fakes import old_archives
 
 NONE = Compression(None)
-BLOCKS = "checkpoint/blocks-1.xxh3"
+PAGES = "checkpoint/pages-1.img"
+TABLES = {"checkpoint/blocks-1.pages", "checkpoint/blocks-1.sha256"}
 
 
 def manifest() -> Manifest:
@@ -56,7 +59,7 @@ def manifest() -> Manifest:
 
 CONTENT = {
     "checkpoint/inventory.img": b"inventory",
-    "checkpoint/pages-1.img": bytes(range(256)) * 50,
+    "checkpoint/pages-1.img": bytes(range(256)) * 48,
     "rootfs-diff.tar": b"",
     "config.dump": b"{}",
     "volumes/0.tar": b"v" * 512,
@@ -71,7 +74,7 @@ def written(tmp_path: Path, compression: Compression = NONE) -> Path:
         members[name].write_bytes(data)
     path = tmp_path / "web.tar"
     with new_file.target(path) as target:
-        archive.write(members, manifest(), target.stream, compression)
+        archive_writer.write(members, manifest(), target.stream, compression)
         target.publish()
     return path
 
@@ -91,7 +94,8 @@ def test_what_was_written_is_read_back(tmp_path: Path, how: str) -> None:
     sums = found.extract(place)
     for name, data in CONTENT.items():
         assert data == (place / name).read_bytes()
-        assert hashlib.sha256(data).hexdigest() == sums[name]
+        if name != PAGES:  # each of its blocks has one
+            assert hashlib.sha256(data).hexdigest() == sums[name]
         assert 0o600 == (place / name).stat().st_mode & 0o777
     assert sums == found.verify()
     assert 0o600 == path.stat().st_mode & 0o777
@@ -102,7 +106,7 @@ def test_layout_is_podman_s(tmp_path: Path) -> None:
         members = tar.getmembers()
     assert ("checkpoint", True) == (members[0].name, members[0].isdir())
     assert [archive.MANIFEST, archive.SUMS] == [members[1].name, members[-1].name]
-    ours = {archive.MANIFEST, archive.SUMS, BLOCKS}
+    ours = {archive.MANIFEST, archive.SUMS, *TABLES}
     assert {*CONTENT, *ours} == {m.name for m in members[1:]}
 
 
@@ -140,7 +144,8 @@ def test_every_altered_byte_is_noticed(
     except BadArchive:
         return
     # What no reader sees, such as the padding of a header, may change.
-    assert {hashlib.sha256(data).hexdigest() for data in CONTENT.values()} <= set(sums.values())
+    others = (data for name, data in CONTENT.items() if name != PAGES)
+    assert {hashlib.sha256(data).hexdigest() for data in others} <= set(sums.values())
 
 
 Member = tuple[tarfile.TarInfo, bytes]
@@ -230,6 +235,84 @@ def test_bomb_is_refused_before_anything_is_unpacked(tmp_path: Path) -> None:
     large = crafted(tmp_path, sizes={"checkpoint/pages-1.img": 1 << 41})
     with pytest.raises(NoSpace):
         Archive.open(large).extract(into(tmp_path))
+
+
+BLOCK = bytes(8192)
+VOUCHED = {
+    "checkpoint/blocks-1.pages": b"\x01\x01",
+    PAGES: BLOCK,
+    "checkpoint/blocks-1.sha256": 2 * hashlib.sha256(bytes(4096)).digest(),
+}
+
+
+def vouched(tmp_path: Path, members: dict[str, bytes]) -> Archive:
+    path = tmp_path / "vouched.tar"
+    old_archives.write_contents(path, members, manifest(), None)
+    return Archive.open(path)
+
+
+def test_blocks_that_are_vouched_for_are_read(tmp_path: Path) -> None:
+    place = into(tmp_path)
+
+    vouched(tmp_path, VOUCHED).extract(place)
+
+    assert BLOCK == (place / PAGES).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({PAGES: b"x" + BLOCK[1:]}, "altered"),
+        ({PAGES: BLOCK[1:] + b"x"}, "altered"),
+        ({PAGES: BLOCK + bytes(4096)}, "bytes, their file"),
+        ({PAGES: b""}, "bytes, their file"),
+        ({"checkpoint/blocks-1.pages": b"\x00\x02"}, "not sound"),
+        ({"checkpoint/blocks-1.sha256": bytes(64)}, "altered"),
+        ({"checkpoint/blocks-1.sha256": bytes(63)}, "do not go together"),
+    ],
+)
+def test_blocks_that_are_not_are_refused(
+    tmp_path: Path, changed: dict[str, bytes], said: str
+) -> None:
+    with pytest.raises(BadArchive, match=said):
+        vouched(tmp_path, VOUCHED | changed).extract(into(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "order", [(PAGES, *TABLES), (*sorted(TABLES), PAGES), (sorted(TABLES)[0], PAGES), (PAGES,)]
+)
+def test_tables_that_come_too_late_or_not_at_all_vouch_for_nothing(
+    tmp_path: Path, order: tuple[str, ...]
+) -> None:
+    members = {name: VOUCHED[name] for name in order}
+    damaged = members | {PAGES: b"x" + BLOCK[1:]}
+
+    if order == (PAGES,):  # it has its own checksum then, as in an archive of before
+        assert PAGES in vouched(tmp_path, damaged).extract(into(tmp_path))
+        return
+    with pytest.raises(BadArchive):
+        vouched(tmp_path, damaged).extract(into(tmp_path))
+
+
+def test_memory_that_is_missing_is_noticed(tmp_path: Path) -> None:
+    extra = [member(name, data) for name, data in VOUCHED.items() if name != PAGES]
+    path = crafted(tmp_path, *extra, sizes={name: len(data) for name, data in VOUCHED.items()})
+    place = into(tmp_path)
+
+    with pytest.raises(BadArchive, match=r"pages-1\.img is missing"):
+        Archive.open(path).extract(place)
+    (place / "again").mkdir()
+    with pytest.raises(BadArchive, match=r"pages-1\.img is missing"):
+        Archive.open(path).lay_out(place / "again")
+
+
+def test_memory_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    extra = [member(name, data) for name, data in VOUCHED.items()]
+    sizes = {name: len(data) for name, data in VOUCHED.items()}
+    path = crafted(tmp_path, *extra[:2], *extra[1:], sizes=sizes)
+
+    with pytest.raises(BadArchive, match="announces"):
+        Archive.open(path).extract(into(tmp_path))
 
 
 def test_compressed_zeros_are_no_checkpoint(tmp_path: Path) -> None:
@@ -345,13 +428,15 @@ def test_manifest_never_fails_but_by_bad_archive(data: bytes) -> None:
         Manifest.from_json(data)
 
 
-def test_a_manifest_whose_tmpfs_are_elsewhere_is_of_a_format_that_older_versions_refuse() -> None:
+def test_what_older_versions_would_misread_is_of_a_format_that_they_refuse() -> None:
     carried = (Tmpfs("/dev", "tmpfs", ("mode=755",)), Tmpfs("/tmp", "none", ()))
     made = replace(manifest(), tmpfs=carried)
 
     assert made == Manifest.from_json(made.to_json())
     assert carried == made.restore_options().tmpfs
-    assert (1, 2) == tuple(json.loads(each.to_json())["format"] for each in (manifest(), made))
+    whole = made.with_members({"checkpoint/blocks-1.pages": 1})
+    formats = (json.loads(each.to_json())["format"] for each in (manifest(), made, whole))
+    assert (1, 2, 3) == tuple(formats)
 
 
 @pytest.mark.parametrize(

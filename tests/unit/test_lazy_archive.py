@@ -13,15 +13,17 @@ import pytest
 import zstandard
 from pycriu.images import magic, pagemap_pb2
 
-from pymigrate.checkpoint import archive, memory_map, new_file, seekable
-from pymigrate.checkpoint.archive import Archive, Compression
+from pymigrate.checkpoint import archive_writer, memory_map, new_file, seekable
+from pymigrate.checkpoint.archive import Archive
 from pymigrate.checkpoint.archive_pages import ArchivePages, FromArchive, page_files
+from pymigrate.checkpoint.archive_writer import Compression
 from pymigrate.checkpoint.memory_map import BLOCK, PAGE, Extent
 from pymigrate.runtime.errors import BadArchive
+from tests.fakes import old_archives
 from tests.unit.test_archive import manifest
 
 LAZY, EAGER = 6, 4  # PE_PRESENT, with and without PE_LAZY
-HOW = pytest.mark.parametrize("how", ["none", "zstd:1"])
+HOW = pytest.mark.parametrize("how", ["none", "zstd:1", "before none", "before zstd:1"])
 
 
 def pagemap(pages_id: int, entries: list[tuple[int, int, int]]) -> bytes:
@@ -49,21 +51,28 @@ CONTENT = random.Random(7).randbytes(PAGE * PAGES)
 SHARED = b"s" * PAGE
 
 
+FILES = {
+    "checkpoint/pagemap-1.img": pagemap(1, ENTRIES),
+    "checkpoint/pages-1.img": CONTENT,
+    "checkpoint/pagemap-shmem-9.img": pagemap(2, [(0, 1, EAGER)]),
+    "checkpoint/pages-2.img": SHARED,
+    "rootfs-diff.tar": b"files" * 1000,
+}
+
+
 def written(directory: Path, how: str) -> Path:
-    files = {
-        "checkpoint/pagemap-1.img": pagemap(1, ENTRIES),
-        "checkpoint/pages-1.img": CONTENT,
-        "checkpoint/pagemap-shmem-9.img": pagemap(2, [(0, 1, EAGER)]),
-        "checkpoint/pages-2.img": SHARED,
-        "rootfs-diff.tar": b"files" * 1000,
-    }
+    """Write an archive; ``before none`` and ``before zstd:1`` as they were once."""
+    path = directory / "web.tar"
+    if how.startswith("before "):
+        level = Compression.parse(how.removeprefix("before ")).level
+        old_archives.write(path, FILES, manifest(), level)
+        return path
     members = {}
-    for name, data in files.items():
+    for name, data in FILES.items():
         members[name] = directory / name.replace("/", "_")
         members[name].write_bytes(data)
-    path = directory / "web.tar"
     with new_file.target(path) as target:
-        archive.write(members, manifest(), target.stream, Compression.parse(how))
+        archive_writer.write(members, manifest(), target.stream, Compression.parse(how))
         target.publish()
     return path
 
@@ -107,6 +116,32 @@ def test_images_have_what_criu_reads_and_holes_for_the_rest(tmp_path: Path, how:
     assert not any(laid[3 * PAGE : -2 * PAGE])
     assert SHARED == (into / "checkpoint/pages-2.img").read_bytes()
     assert b"files" * 1000 == (into / "rootfs-diff.tar").read_bytes()
+
+
+@HOW
+def test_all_of_it_is_read_at_once(tmp_path: Path, how: str) -> None:
+    path = written(tmp_path, how)
+    into = tmp_path / "into"
+    into.mkdir()
+
+    sums = Archive.open(path).extract(into)
+
+    assert FILES == {name: (into / name).read_bytes() for name in FILES}
+    assert sums == Archive.open(path).verify()
+
+
+@pytest.mark.parametrize("level", [None, 1])
+def test_the_oldest_have_no_blocks_and_are_read_at_once(tmp_path: Path, level: int | None) -> None:
+    path = tmp_path / "web.tar"
+    old_archives.write(path, FILES, manifest(), level, blocks=False)
+    into = tmp_path / "into"
+    into.mkdir()
+
+    assert Archive.open(path).lay_out(into) is None
+    assert [] == [*into.iterdir()]
+    Archive.open(path).extract(into)
+
+    assert FILES == {name: (into / name).read_bytes() for name in FILES}
 
 
 @HOW

@@ -9,12 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pymigrate.checkpoint import archive, new_file, signing
-from pymigrate.checkpoint.archive import Archive, Compression
+from pymigrate.checkpoint import archive_writer, new_file, signing
+from pymigrate.checkpoint.archive import Archive
+from pymigrate.checkpoint.archive_pages import ArchivePages, page_files
+from pymigrate.checkpoint.archive_writer import Compression
 from pymigrate.checkpoint.protection import BLOCK, Protection, Trust
 from pymigrate.checkpoint.signing import Signer
 from pymigrate.runtime.errors import BadArchive, UsageError
-from tests.unit.test_archive import CONTENT, into, manifest
+from tests.fakes import old_archives
+from tests.unit.test_archive import CONTENT, PAGES, into, manifest
 
 SECRET = b"a long secret"
 CONTENTS = {**CONTENT, "rootfs-diff.tar": b"r" * (2 * BLOCK)}
@@ -38,7 +41,7 @@ def written(
     protection = Protection(secret, None if key is None else Signer.read(key))
     path = directory / "web.tar"
     with new_file.target(path) as target:
-        archive.write(members, manifest(), target.stream, Compression(level), protection)
+        archive_writer.write(members, manifest(), target.stream, Compression(level), protection)
         target.publish()
     return path
 
@@ -57,7 +60,13 @@ def test_a_signed_file_is_read_back_by_who_knows_the_signer(
 
     assert (opened.is_signed, opened.is_encrypted) == (True, secret is not None)
     assert CONTENTS == {name: (place / name).read_bytes() for name in CONTENTS}
-    assert opened.lay_out(place) is None
+    other = tmp_path / "other"
+    other.mkdir()
+    laid = opened.lay_out(other)
+    assert (laid is None) == opened.is_encrypted
+    if laid is not None:
+        laid.stream.close()
+        assert not (other / PAGES).exists()
 
 
 def test_an_encrypted_file_shows_nothing(tmp_path: Path) -> None:
@@ -131,6 +140,43 @@ def test_a_signed_file_that_was_altered_is_refused(tmp_path: Path) -> None:
         place.mkdir()
         with pytest.raises(BadArchive):
             Archive.open(path, trust).extract(place)
+        (place / "around").mkdir()
+        with pytest.raises(BadArchive):
+            Archive.open(path, trust).lay_out(place / "around")
+
+
+def test_an_altered_block_of_a_signed_file_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    key = keys(tmp_path)
+    path = written(tmp_path, key=key)
+    trust = Trust(signers=signing.read_public(key.with_suffix(".pub")))
+    data = path.read_bytes()
+    at = data.index(CONTENT[PAGES])
+    path.write_bytes(data[: at + 7] + b"x" + data[at + 8 :])
+    images = into(tmp_path) / "checkpoint"
+
+    laid = Archive.open(path, trust).lay_out(images.parent)
+
+    assert laid is not None
+    with laid.stream:
+        files = page_files({PAGES: len(CONTENT[PAGES])}, images)
+        pages = ArchivePages.of(path, laid.file, laid.places, files, images)
+        with pytest.raises(BadArchive, match=r"block 0 of pages-1\.img was altered"):
+            pages.block(files[0], 0)
+    with pytest.raises(BadArchive, match="altered"):
+        Archive.open(path, trust).verify()
+
+
+def test_a_signed_file_of_before_is_read_from_its_beginning(tmp_path: Path) -> None:
+    key = keys(tmp_path)
+    path = tmp_path / "web.tar"
+    old_archives.write(path, CONTENTS, manifest(), 1, signer=Signer.read(key))
+    trust = Trust(signers=signing.read_public(key.with_suffix(".pub")))
+    place = into(tmp_path)
+
+    assert Archive.open(path, trust).lay_out(place) is None
+    Archive.open(path, trust).extract(place)
+
+    assert CONTENTS == {name: (place / name).read_bytes() for name in CONTENTS}
 
 
 def test_without_a_key_to_trust_a_signature_finds_damage_and_is_told(tmp_path: Path) -> None:

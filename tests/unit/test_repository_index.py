@@ -105,6 +105,6 @@ def test_no_memory_is_handed_on_too() -> None:
 
 
 def test_a_file_of_pages_is_the_same_for_another_process() -> None:
-    for inner in (7, None):
-        file = PageFile("pages-1.img", 9 << 12, inner, [Extent(0, 1 << 40, 8192)], [])
+    for inner, starts in ((7, ()), (None, (0, 4096, 8192))):
+        file = PageFile("pages-1.img", 9 << 12, inner, [Extent(0, 1 << 40, 8192)], [], starts)
         assert file == PageFile.from_document(json.loads(json.dumps(file.to_document())))

@@ -14,12 +14,14 @@ import pytest
 
 from pymigrate.checkpoint import images, snapshot_memory
 from pymigrate.checkpoint.images import PAGE, Entry
+from pymigrate.checkpoint.laid_aside import Aside
+from pymigrate.checkpoint.memory_looks import MemoryLooks
 from pymigrate.checkpoint.page_layout import BATCH, Layout
 from pymigrate.checkpoint.repository import Repository
 from pymigrate.checkpoint.repository_directory import Directory
 from pymigrate.checkpoint.repository_writer import writing
 from pymigrate.checkpoint.snapshot import Snapshot
-from pymigrate.checkpoint.snapshot_memory import Aside, SnapshotMemory
+from pymigrate.checkpoint.snapshot_memory import SnapshotMemory
 from pymigrate.runtime.errors import DumpFailed
 from tests.fakes.repositories import manifest, restored
 from tests.unit.test_lazy_archive import pagemap
@@ -33,10 +35,10 @@ OWN = b"e" * PAGE
 class Held:
     """Pages of this process, and a lazy dump that says so; one page is in CRIU's file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, noise: bytes = NOISE) -> None:
         self.stage = directory / "stage"
-        self.memory = mmap.mmap(-1, COUNT * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.memory[:] = NOISE
+        self.memory = mmap.mmap(-1, len(noise), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory[:] = noise
         view = ctypes.c_char.from_buffer(self.memory)
         self.address = ctypes.addressof(view)
         del view
@@ -45,13 +47,17 @@ class Held:
             name: self.stage / name for name in ("checkpoint/pages-1.img", self.map_name)
         }
         self.members["checkpoint/pages-1.img"].write_bytes(OWN)
-        self.entries = [(PAGE, 1, HERE), (self.address, COUNT, LEFT)]
-        self.members[self.map_name].write_bytes(pagemap(1, self.entries))
+        self.entries = [(PAGE, 1, HERE), (self.address, len(noise) // PAGE, LEFT)]
+        self.dump()
         self.repository = Repository.open_or_make(Directory(directory / "repository"))
 
     @property
     def map_name(self) -> str:
         return f"checkpoint/pagemap-{os.getpid()}.img"
+
+    def dump(self) -> None:
+        """Say what is where, as the next lazy dump does."""
+        self.members[self.map_name].write_bytes(pagemap(1, self.entries))
 
     def change(self, number: int, content: bytes) -> None:
         self.memory[number * PAGE : (number + 1) * PAGE] = content * PAGE
@@ -71,7 +77,11 @@ def kept(
     held: Held, change: int | None, *, looks: bool = True, still: bool = True
 ) -> tuple[Snapshot, int]:
     """Make a snapshot, of which a page changes after the look; returns how many chunks were new."""
-    with writing(held.repository) as writer, closing(SnapshotMemory(writer)) as memory:
+    with (
+        writing(held.repository) as writer,
+        closing(SnapshotMemory(writer)) as store,
+        closing(MemoryLooks(store)) as memory,
+    ):
         if looks:
             memory.look([os.getpid()])
         if change is not None:
@@ -81,9 +91,8 @@ def kept(
         memory.take([os.getpid()], held.stage, ())
         held.change(COUNT - 1, b"y")  # it runs again: nothing of this may be seen
         memory.complete(held.members)
-        pages = memory.add("checkpoint/pages-1.img")
-        assert pages is not None
-        assert memory.add("checkpoint/pages-2.img") is None
+        assert ["checkpoint/pages-1.img"] == [*memory.taken]
+        pages = store.add(*memory.taken.popitem())
         described = Snapshot("", "2026-01-02T03:04:05Z", "alpha", manifest(), (pages,))
         return writer.publish(described), writer.new_chunks
 
@@ -106,13 +115,16 @@ def test_memory_is_kept_as_it_was_under_the_freeze(
 def taken(held: Held, tmp_path: Path, before: Layout, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """Look at what stands still, as laid out then; change a page all the same; take the memory."""
     monkeypatch.setattr(Layout, "of_areas", classmethod(lambda *_: before))
-    with writing(held.repository) as writer, closing(SnapshotMemory(writer)) as memory:
+    with (
+        writing(held.repository) as writer,
+        closing(SnapshotMemory(writer)) as store,
+        closing(MemoryLooks(store)) as memory,
+    ):
         memory.look_still([os.getpid()], held.stage)
         memory._beside.shutdown(wait=True)
         held.change(7, b"x")
         memory.take([os.getpid()], held.stage, ())
-        pages = memory.add("checkpoint/pages-1.img")
-        assert pages is not None
+        pages = store.add(*memory.taken.popitem())
         described = Snapshot("", "2026-01-02T03:04:05Z", "alpha", manifest(), (pages,))
         made = writer.publish(described)
     return restored(held.repository, made.id, tmp_path / "scratch")["checkpoint/pages-1.img"]
@@ -144,7 +156,7 @@ def test_what_was_not_seen_so_beside_criu_is_read_again(
 
 def test_what_did_not_change_is_not_stored_again(held: Held) -> None:
     kept(held, None)
-    held.members[held.map_name].write_bytes(pagemap(1, held.entries))  # of the next dump
+    held.dump()
 
     _, new = kept(held, 7)
 
@@ -167,7 +179,8 @@ def test_memory_that_cannot_be_read_fails_the_snapshot(held: Held) -> None:
 
     with (
         writing(held.repository) as writer,
-        closing(SnapshotMemory(writer)) as memory,
+        closing(SnapshotMemory(writer)) as store,
+        closing(MemoryLooks(store)) as memory,
         pytest.raises(DumpFailed, match="cannot be read"),
     ):
         memory.take([os.getpid()], held.stage, ())

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pymigrate.checkpoint import archive, criu, dump, save
+from pymigrate.checkpoint import archive_memory, archive_writer, criu, dump, memory_looks, save
 from pymigrate.checkpoint.requests import DumpOptions
 from pymigrate.runtime import container as runtime_container
 from pymigrate.runtime import supervision
@@ -24,7 +24,16 @@ from pymigrate.runtime.host import Host
 
 WATCHED = {
     os.path.realpath(str(module.__file__)): module.__name__.rpartition(".")[2]
-    for module in (archive, criu, dump, save, runtime_container, supervision)
+    for module in (
+        archive_memory,
+        archive_writer,
+        criu,
+        dump,
+        memory_looks,
+        save,
+        runtime_container,
+        supervision,
+    )
 }
 
 
@@ -58,7 +67,7 @@ def main() -> None:
     options = DumpOptions(leave_running=what == "runs-on")
     watch = Watch(fatal[0] if fatal else None, int(fatal[1]) if fatal[1:] else None)
     sys.settrace(watch)
-    save.save(container, Path(path), options, archive.Compression.parse("zstd"))
+    save.save(container, Path(path), options, archive_writer.Compression.parse("zstd"))
     sys.settrace(None)
     print(*watch.seen, sep="\n")
 
