@@ -35,7 +35,8 @@ from pymigrate.checkpoint.early_pages import EarlyPages, Keeper
 from pymigrate.checkpoint.known_pages import Addresses
 from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
 from pymigrate.checkpoint.space import Space
-from pymigrate.runtime import userfault
+from pymigrate.checkpoint.turns import Turns
+from pymigrate.runtime import priority, userfault
 from pymigrate.runtime.errors import ProtocolError, RestoreFailed
 from pymigrate.runtime.userfault import Changing, Event, Gone
 
@@ -44,9 +45,7 @@ PAGE = 4096
 SOCKET = "lazy-pages.socket"
 _PID = struct.Struct("=i")
 _FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
-_PIECE = (
-    256 << 10
-)  # bytes of what is ready that are put in place at once: who waits, waits for them
+_PIECE = 256 << 10  # bytes that are put in place at once: who waits, waits for them
 _AROUND = 64 << 10  # bytes of which all that is ready is put in place with a page waited for
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
 
@@ -58,9 +57,9 @@ class _Closed(Exception):
 class Pager:
     """Fills the memory of one restored container.
 
-    `fill`, `zero`, `settle`, `put_aside` and `finish` are for one thread; of ours, one hears the
-    processes, one puts in place what is ready. ``wanted(inner, address)`` and ``attached(count)``
-    are called in ours.
+    `fill`, `zero`, `settle`, `put_aside` and `finish` are for one thread, `answer` for another; of
+    ours, one hears the processes, one puts in place what is ready. ``wanted(inner, address)`` and
+    ``attached(count)`` are called in ours.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class Pager:
         self._early = EarlyPages(keeper, room)
         self._socket = 0  # its inode
         self._spaces: list[Space] = []
-        self._changing = threading.Lock()
+        self._changing = Turns()
         self._failure: BaseException | None = None
         self._count = 0
         self._ready = ReadyPages(room // PAGE)
@@ -178,7 +177,7 @@ class Pager:
     def _add(self, space: Space) -> None:
         os.set_blocking(space.fd, False)
         self._keeper.keep(space.name, space.fd)
-        with self._changing:
+        with self._changing.urgent():
             self._spaces.append(space)
         self._selector.register(space.fd, selectors.EVENT_READ, space)
 
@@ -190,6 +189,7 @@ class Pager:
         fresh.replace(self._directory / "pager.json")
 
     def _hear(self) -> None:
+        priority.favour()
         try:
             while True:
                 for key, _ in self._selector.select():
@@ -215,7 +215,7 @@ class Pager:
         nothing may be filled between the reading and the doing.
         """
         wanted = []
-        with self._changing:
+        with self._changing.urgent():
             for message in userfault.read(space.fd):
                 if message.event == Event.PAGEFAULT:
                     wanted.append(space.origin(message.b & -PAGE))
@@ -280,7 +280,7 @@ class Pager:
     def fill(self, inner: int, address: int, content: memoryview) -> None:
         """Put pages in place, wherever they belong by now."""
         source = int(np.frombuffer(content, np.uint8).ctypes.data)
-        self._waited.discard((inner, address))
+        self._has_come(inner, address)
         self._place_in_all(inner, address, len(content), source)
         self._filled += len(content) // PAGE
 
@@ -290,16 +290,34 @@ class Pager:
         """Do so for runs of pages of one process, whose content is one behind the other."""
         source = int(np.frombuffer(content, np.uint8).ctypes.data)
         for address, length in zip(addresses.tolist(), (pages * PAGE).tolist(), strict=True):
-            self._waited.discard((inner, address))
-            self._place_in_all(inner, address, length, source)
+            self._has_come(inner, address)
+            for at in range(0, length, _PIECE):
+                size = min(_PIECE, length - at)
+                self._place_in_all(inner, address + at, size, source + at)
             source += length
         self._filled += len(content) // PAGE
 
     def zero(self, inner: int, address: int, length: int) -> None:
         """Put pages of zeros in place."""
-        self._waited.discard((inner, address))
+        self._has_come(inner, address)
         self._place_in_all(inner, address, length, None)
         self._filled += length // PAGE
+
+    def answer(self, inner: int, address: int, length: int, content: memoryview | None) -> None:
+        """Put pages in place that were waited for, or zeros, before all else; in any thread.
+
+        They are not counted, and need not be the only ones to come: where no memory is registered
+        yet they are passed over, and what is in place already stays as it is.
+        """
+        source = None if content is None else int(np.frombuffer(content, np.uint8).ctypes.data)
+        self._place_in_all(inner, address, length, source, is_urgent=True)
+        for at in range(address, address + length, PAGE):
+            self._has_come(inner, at)
+
+    def _has_come(self, inner: int, address: int) -> None:
+        if (inner, address) in self._waited:
+            with self._placing:
+                self._waited.discard((inner, address))
 
     @contextlib.contextmanager
     def arriving(self) -> Iterator[None]:
@@ -320,7 +338,7 @@ class Pager:
     @property
     def is_alone(self) -> bool:
         """Whether all processes have ended, as far as filling them has shown."""
-        with self._changing:
+        with self._changing.urgent():
             return bool(self._spaces) and all(each.gone for each in self._spaces)
 
     def settle(self, inner: int, address: int, length: int, content: Content) -> None:
@@ -376,7 +394,7 @@ class Pager:
                             return
                         self._placing.wait()
                 if urgent is not None:
-                    self._put(urgent, buffer)
+                    self._put(urgent, buffer, is_urgent=True)
                 elif run is not None:
                     self._put(run, buffer)
                     if run.content is Content.ASIDE:
@@ -386,21 +404,29 @@ class Pager:
         except BaseException as error:
             self._fail(error)
 
-    def _put(self, run: Ready, buffer: memoryview) -> None:
+    def _put(self, run: Ready, buffer: memoryview, *, is_urgent: bool = False) -> None:
         """Put pages in place that are ready.
 
         What was in place already stays as it is: so pages that were waited for may come once more
         with the rest, though nothing lies aside of them by then.
         """
         if run.content is Content.ZERO:
-            self._place_in_all(run.inner, run.address, run.length, None)
+            self._place_in_all(run.inner, run.address, run.length, None, is_urgent=is_urgent)
             return
         view = buffer[: run.length]
         self._early.read(run.inner, run.address, view)
         source = int(np.frombuffer(view, np.uint8).ctypes.data)
-        self._place_in_all(run.inner, run.address, run.length, source)
+        self._place_in_all(run.inner, run.address, run.length, source, is_urgent=is_urgent)
 
-    def _place_in_all(self, inner: int, address: int, length: int, source: int | None) -> None:
+    def _place_in_all(
+        self,
+        inner: int,
+        address: int,
+        length: int,
+        source: int | None,
+        *,
+        is_urgent: bool = False,
+    ) -> None:
         """Place a range in every process made from this one.
 
         Also in those that are forked meanwhile: a child has what its parent had at the fork, and
@@ -408,12 +434,14 @@ class Pager:
         """
         for space in self._spaces:  # to which children are added at the end
             if space.inner == inner and not space.gone:
-                self._place(space, address, length, source)
+                self._place(space, address, length, source, is_urgent=is_urgent)
 
-    def _place(self, space: Space, address: int, length: int, source: int | None) -> None:
+    def _place(
+        self, space: Space, address: int, length: int, source: int | None, *, is_urgent: bool
+    ) -> None:
         """Place a range; a change of memory in between is heard first, and then respected."""
         while True:
-            with self._changing:
+            with self._changing.urgent() if is_urgent else self._changing.calm():
                 try:
                     for offset, at, size in space.places(address, length):
                         if source is None:

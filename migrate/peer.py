@@ -13,6 +13,7 @@ from pymigrate.transport.channel import Timeout
 from pymigrate.transport.rpc import Client, Source
 
 if TYPE_CHECKING:
+    from pymigrate.migrate.lane_process import LaneProcess
     from pymigrate.migrate.memory_sender import MemorySender
 
 ANSWER_SECONDS = 60.0
@@ -39,6 +40,7 @@ class Peer:
         self._client: Client | None = None
         self._memory_undo = ExitStack()
         self._memory_client: Client | None = None
+        self._lane: LaneProcess | None = None
         self._serves: frozenset[str] = frozenset()
         self._sent_before = 0
 
@@ -46,7 +48,9 @@ class Peer:
     def bytes_sent(self) -> int:
         """Bytes put on the wire so far, by every connection."""
         clients = (self._client, self._memory_client)
-        return self._sent_before + sum(each.traffic.sent for each in clients if each is not None)
+        lane = 0 if self._lane is None else self._lane.sent
+        sent = sum(each.traffic.sent for each in clients if each is not None)
+        return self._sent_before + sent + lane
 
     def hello(self) -> m.HelloReply:
         """Introduce ourselves once more; who the target is and what it can do."""
@@ -68,17 +72,24 @@ class Peer:
         """Open a connection of its own for the container's memory, and begin to speak on it.
 
         It is closed by `close_memory`, and with this one; ``after`` is one that was cut. For
-        ``ahead`` see `MemorySender`.
+        ``ahead`` see `MemorySender`. What is waited for has a second connection where it can: over
+        SSH there is none, and a limit is for one process.
         """
+        from pymigrate.migrate.lane_process import LaneProcess
         from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
 
         self.close_memory()
         with ExitStack() as undo:
             client = self._connect(undo)
             _greet(client, self._id)
-            if tls and (why_not := client.open_data(self._id)):
+            with_lane = client.limit is None
+            if tls and (why_not := client.open_data(self._id, lane=with_lane)):
                 raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
-            speaker = client.converse(m.Pages(migration_id=self._id))
+            lane = None if client.lane is None else LaneProcess.start(client.lane)
+            if lane is not None:
+                undo.callback(lane.release)
+                undo.callback(lane.close)
+            speaker = client.converse(m.Pages(migration_id=self._id, lane=lane is not None))
             memory = MemorySender(
                 speaker,
                 lambda: client.conclude(timeout=ANSWER_SECONDS),
@@ -86,10 +97,12 @@ class Peer:
                 limit=None if client.limit is None else client.limit.rate,
                 ahead=ahead,
                 after=after,
+                lane=lane,
             )
             undo.callback(memory.close)
             self._memory_undo = undo.pop_all()
             self._memory_client = client
+            self._lane = lane
         return memory
 
     def _without_memory(self, error: BaseException) -> None:
@@ -102,6 +115,8 @@ class Peer:
     def close_memory(self) -> None:
         """Give up the connection for the memory; may be repeated."""
         client, self._memory_client = self._memory_client, None
+        lane, self._lane = self._lane, None
+        self._sent_before += 0 if lane is None else lane.sent
         if client is not None:
             self._sent_before += client.traffic.sent
             self._memory_undo.close()

@@ -154,7 +154,7 @@ def test_after_the_restore_what_is_beside_it_comes_along(
     may_go_on = threading.Event()
     put: queue.Queue[Ready] = queue.Queue()
 
-    def note(run: Ready, _buffer: memoryview) -> None:
+    def note(run: Ready, _buffer: memoryview, *, is_urgent: bool = False) -> None:
         put.put(run)
         may_go_on.wait(PATIENCE)
 

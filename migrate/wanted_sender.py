@@ -1,0 +1,171 @@
+"""The process that sends the pages that somebody at the target waits for, and nothing else.
+
+It is a program of its own, for in the one that moves the container a dozen threads read, compress
+and send all other memory, and take turns at one interpreter. Each page that a restored process
+waits for would wait for those too.
+
+It knows the processes, which stand still, and nothing of what else is sent. So an answer is right
+whenever it comes, until the target has everything: a page holds what it holds at the source. It may
+come once more with the rest, and is then passed over.
+
+From who started it (`lane_process.py`) it hears, by a connection, where to connect to and which
+processes these are; it tells that it is connected, how often it was asked, and what failed. It ends
+as soon as that connection does, so also when the other one is killed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import sys
+import threading
+
+from pymigrate.runtime import daemon, priority, syscalls
+from pymigrate.runtime.errors import MigrationError, ProtocolError, PymigrateError, TransportError
+from pymigrate.runtime.memory import Memories, Memory, Range
+from pymigrate.transport import pages
+from pymigrate.transport.frames import Kind as Frames
+from pymigrate.transport.lane import Lane, Way
+from pymigrate.transport.pages import PAGE, Kind, News, Run, Runs, Stage
+
+PROCESS_NAME = "pymigrate-lane"
+CONNECTING = 1.0  # seconds for the target to let us in
+LONGEST = 1 << 16  # bytes of one word from who started us
+WINDOW = 8  # pages, a power of two: those around a page that is wanted go with it
+
+_CONNECTED, _ASKED, _LOST, _FAILED = "connected", "asked", "lost", "failed"
+
+
+def answer(memory: Memory, address: int, buffer: bytearray) -> int:
+    """Put the pages around an address into a buffer, as a batch; return its length.
+
+    Raises MigrationError if the process has no such memory any more.
+    """
+    first = address - address % (WINDOW * PAGE)
+    try:
+        here = memory.has_pages(first, WINDOW)
+    except ProcessLookupError as error:
+        raise MigrationError(f"there is no memory of process {memory.inner}: {error}") from error
+    at = (address - first) // PAGE
+    begin, end = alike(here, at)
+    if not here[at]:
+        zeros = Runs.of([Run(first + begin * PAGE, end - begin, Kind.ZERO)])
+        return pages.seal(buffer, 0, Stage.FINAL, memory.inner, zeros)
+    got = _read(memory, first + begin * PAGE, end - begin, buffer)
+    if got <= at - begin:  # what is beside it cannot be read
+        begin, got = at, _read(memory, address, 1, buffer)
+    if not got:
+        raise MigrationError(f"memory of process {memory.inner} at {address:#x} cannot be read")
+    content = Runs.of([Run(first + begin * PAGE, got, Kind.CONTENT)])
+    return pages.seal(buffer, got, Stage.FINAL, memory.inner, content)
+
+
+def _read(memory: Memory, address: int, count: int, buffer: bytearray) -> int:
+    """Read pages into the beginning of a buffer; return how many could be."""
+    length = count * PAGE
+    return memory.read([Range(address, address + length)], memoryview(buffer)[:length]) // PAGE
+
+
+def alike(flags: list[bool], at: int) -> tuple[int, int]:
+    """Return the run of equal flags around one of them: its first, and one behind its last."""
+    begin, end = at, at + 1
+    while begin and flags[begin - 1] == flags[at]:
+        begin -= 1
+    while end < len(flags) and flags[end] == flags[at]:
+        end += 1
+    return begin, end
+
+
+class WantedSender:
+    """Answers by one lane; the processes are told later than the lane is there."""
+
+    def __init__(self, lane: Lane, keeper: socket.socket) -> None:
+        """Answer by the lane, tell the ``keeper``, and end with it."""
+        self._lane = lane
+        self._keeper = keeper
+        self._memories = Memories()
+        self._are_known = threading.Event()
+        self._buffer = bytearray(WINDOW * PAGE + pages.TRAILER)
+        self._asked = 0
+
+    def run(self) -> int:
+        """Answer until the end, which is an exit code: we are killed where all goes well."""
+        threading.Thread(target=self._obey, name="keeper", daemon=True).start()
+        try:
+            while True:
+                told = pages.parse_news(self._lane.hear(Frames.EVENT))
+                while not self._are_known.wait(1.0):
+                    self._lane.keep_alive()
+                for kind, inner, address in told:
+                    self._answer(kind, inner, address)
+                self._tell_asked()
+        except TransportError as error:
+            tell(self._keeper, _LOST, error.message)
+        except PymigrateError as error:
+            tell(self._keeper, _FAILED, error.message)
+        return 1
+
+    def _answer(self, kind: News, inner: int, address: int) -> None:
+        memory = self._memories.by_inner.get(inner)
+        if kind is not News.WANTED or address % PAGE or address >= pages.MAX_ADDRESS:
+            raise ProtocolError(f"the target said {kind.name} {address:#x} where it asks for pages")
+        if memory is None:
+            raise MigrationError(
+                f"the target asks for the memory of a process {inner}, there is none"
+            )
+        length = answer(memory, address, self._buffer)
+        self._lane.say(Frames.DATA, memoryview(self._buffer)[:length])
+        self._asked += 1
+
+    def _tell_asked(self) -> None:
+        """Tell how often we were asked; who does not listen hears it by the next word."""
+        try:
+            tell(self._keeper, _ASKED, [self._asked, self._lane.sent], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+
+    def _obey(self) -> None:
+        """Hear of the processes; end at once, whatever is being done, when nobody keeps us."""
+        pids: list[int] = []
+        while word := self._keeper.recv(LONGEST):
+            some = json.loads(word)
+            pids += some
+            if not some:  # that was all of them
+                self._memories = Memories.of(pids)
+                self._are_known.set()
+        os._exit(0)
+
+
+def tell(keeper: socket.socket, word: str, value: object, flags: int = 0) -> None:
+    """Say one thing to who started us; nothing if it has gone, for then we end too."""
+    try:
+        keeper.send(json.dumps([word, value]).encode(), flags)
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)
+
+
+def main() -> int:
+    """Be that process."""
+    syscalls.set_name(PROCESS_NAME)
+    keeper = socket.socket(fileno=daemon.CONNECTION_FD)
+    keeper.set_inheritable(False)
+    word = keeper.recv(LONGEST)
+    if not word:
+        return 0  # it was not needed
+    way = Way.unpack(word)
+    try:
+        channel = way.connect(CONNECTING)
+    except PymigrateError as error:
+        tell(keeper, _FAILED, error.message)
+        return 1
+    sender = WantedSender(Lane(channel, interval=way.interval, silence=way.silence), keeper)
+    tell(keeper, _CONNECTED, None)
+    priority.favour()
+    gc.freeze()
+    return sender.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
