@@ -75,9 +75,8 @@ def test_what_it_was_asked_for_is_counted_and_holds_the_rest_back() -> None:
     with talking() as (sender, _, lane, _failures):
         lane.words.put(Asked(3, 3000))
         lane.words.put(Asked(5, 4000))
+        lane.words.put(Asked(5, 4000))  # who hears this has dealt with those before
         lane.words.join()
-        with sender._changed:
-            sender._changed.wait_for(lambda: sender.sent.wanted == 5, 10)
 
         assert (5, 4000) == (sender.sent.wanted, sender.sent.wire)
         assert sender._pace._favours_until is not None
