@@ -80,15 +80,18 @@ class Peer:
 
         self.close_memory()
         with ExitStack() as undo:
+            lane = LaneProcess.start() if tls else None
+            if lane is not None:
+                undo.callback(lane.release)
+                undo.callback(lane.close)
             client = self._connect(undo)
             _greet(client, self._id)
             with_lane = client.limit is None
             if tls and (why_not := client.open_data(self._id, lane=with_lane)):
                 raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
-            lane = None if client.lane is None else LaneProcess.start(client.lane)
-            if lane is not None:
-                undo.callback(lane.release)
-                undo.callback(lane.close)
+            if lane is not None and (client.lane is None or not lane.connect(client.lane)):
+                lane.close()
+                lane = None
             speaker = client.converse(m.Pages(migration_id=self._id, lane=lane is not None))
             memory = MemorySender(
                 speaker,

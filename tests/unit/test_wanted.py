@@ -154,10 +154,10 @@ def start() -> Iterator[Start]:
             bulk = tls.connect(where, ours, door.certificate, peer="beta", timeout=WAIT)
             undo.callback(bulk.close)
             way = Way(where, ours, door.certificate, "beta", min(1.0, silence / 3), silence)
-            process = LaneProcess.start(way)
-            assert process is not None
+            process = LaneProcess.start()
             undo.callback(process.release)
             undo.callback(process.close)
+            assert process.connect(way)
             link, channel = door.link(), door.lane()
             assert link is not None
             assert channel is not None
@@ -239,6 +239,19 @@ def test_a_lane_that_is_dropped_silently_is_noticed(start: Start) -> None:
         scene.process.hear()
 
 
+def test_a_port_that_does_not_answer_is_no_way(caplog: pytest.LogCaptureFixture) -> None:
+    ours = tls.Identity.make()
+    with contextlib.closing(direct.open_door(HERE, ours.certificate, Link, peer="alpha")) as door:
+        way = Way((HERE, door.port), ours, door.certificate, "beta")
+    process = LaneProcess.start()
+    with contextlib.ExitStack() as undo:
+        undo.callback(process.release)
+        undo.callback(process.close)
+        assert not process.connect(way)
+
+    assert "refused" in caplog.text
+
+
 def test_a_process_that_is_killed_is_noticed_on_both_ends(start: Start) -> None:
     scene = start()
     os.kill(scene.process._pid, signal.SIGKILL)
@@ -263,7 +276,8 @@ PARENT = """
 import os, signal, sys
 from pymigrate.migrate.lane_process import LaneProcess
 from pymigrate.transport.lane import Way
-process = LaneProcess.start(Way.unpack(sys.stdin.buffer.read()))
+process = LaneProcess.start()
+assert process.connect(Way.unpack(sys.stdin.buffer.read()))
 print(process._pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
