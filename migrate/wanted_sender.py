@@ -21,6 +21,7 @@ import os
 import socket
 import sys
 import threading
+import time
 
 from pymigrate.runtime import daemon, priority, syscalls
 from pymigrate.runtime.errors import MigrationError, ProtocolError, PymigrateError, TransportError
@@ -33,6 +34,7 @@ from pymigrate.transport.pages import PAGE, Kind, News, Run, Runs, Stage
 PROCESS_NAME = "pymigrate-lane"
 CONNECTING = 1.0  # seconds for the target to let us in
 LONGEST = 1 << 16  # bytes of one word from who started us
+TOLD = 0.002  # seconds between two words of how often we were asked
 WINDOW = 8  # pages, a power of two: those around a page that is wanted go with it
 
 _CONNECTED, _ASKED, _LOST, _FAILED = "connected", "asked", "lost", "failed"
@@ -89,6 +91,7 @@ class WantedSender:
         self._are_known = threading.Event()
         self._buffer = bytearray(WINDOW * PAGE + pages.TRAILER)
         self._asked = 0
+        self._told = 0.0  # time.monotonic()
 
     def run(self) -> int:
         """Answer until the end, which is an exit code: we are killed where all goes well."""
@@ -120,7 +123,14 @@ class WantedSender:
         self._asked += 1
 
     def _tell_asked(self) -> None:
-        """Tell how often we were asked; who does not listen hears it by the next word."""
+        """Tell how often we were asked, but not each time: who hears it has other work.
+
+        Who does not listen hears it by the next word.
+        """
+        now = time.monotonic()
+        if now - self._told < TOLD:
+            return
+        self._told = now
         try:
             tell(self._keeper, _ASKED, [self._asked, self._lane.sent], socket.MSG_DONTWAIT)
         except BlockingIOError:
