@@ -366,7 +366,7 @@ class MemorySender:
             wire = piece.length if packed is None else len(packed)
             with self._changed:
                 # First: the other side may say that it was taken at once.
-                self._pace.gone(piece.length, wire)
+                self._pace.gone(piece.length, wire, time.monotonic())
             self.sent.wire += self._speaker.say(piece.plain, packed)
             with self._changed:
                 self._outbox.give_back(piece.buffer)

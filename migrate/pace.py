@@ -7,7 +7,8 @@ limit is a slow link. On a link that may be a fast one, whose beginning was slow
 and given up now and then.
 
 A process that was just restored waits for a hundred pages one after the other, and would for each
-behind what is on its way. So in its first second what nobody waits for is held back while it asks.
+behind what is on its way. So at first what nobody waits for is held back while it asks, and after
+that goes so slowly that the processors of both hosts have time for who asks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ TRIAL = 24  # batches taken, after which it is seen what compression gave
 GAIN = 1.1  # times as many pages as before, at least, or it is given up
 REST = 512  # batches until it is tried again
 CALM = 0.01  # seconds without a page that is wanted, after which what nobody waits for goes on
-FAVOUR = 1.0  # seconds in which it is held back so, from the first page that is wanted
+FAVOUR = 0.3  # seconds in which it is held back so, from the first page that is wanted
+SHARE = 200e6  # bytes a second of it that go in the seconds after that, while pages are wanted
+SHARED = 30.0  # and as many these are: memory that is large must come some time
 
 
 class Pace:
@@ -58,8 +61,9 @@ class Pace:
         self._since_change = 0  # batches taken
         self._resting = 0
         self._look_again = False  # whether it is still better, after a while of compressing
-        self._held_until = 0.0
         self._favours_until: float | None = None
+        self._asked = 0.0  # when a page was wanted last
+        self._next = 0.0  # before which nothing goes that nobody waits for, if pages are wanted
 
     @property
     def window(self) -> int:
@@ -84,8 +88,9 @@ class Pace:
         """Say whether nothing is on its way."""
         return not self._on_wire
 
-    def gone(self, size: int, wire: int) -> None:
-        """Note that a batch was sent."""
+    def gone(self, size: int, wire: int, now: float = 0.0) -> None:
+        """Note that a batch is sent, at a time in seconds."""
+        self._next = now + size / SHARE
         self._sent += size
         self._in_flight += wire
         self._on_wire.append((self._sent, wire))
@@ -121,12 +126,16 @@ class Pace:
         """Note that a process waits for a page: see `holds`."""
         if self._favours_until is None:
             self._favours_until = now + FAVOUR
-        self._held_until = min(now + CALM, self._favours_until)
+        self._asked = now
         self.resumes()
 
     def holds(self, now: float) -> float:
         """Return for how many seconds what nobody waits for is to be held back; 0 if not."""
-        return max(0.0, self._held_until - now)
+        first = self._favours_until
+        if first is None or now >= self._asked + CALM or now >= first - FAVOUR + SHARED:
+            return 0.0
+        held = min(self._asked + CALM, first) - now
+        return max(0.0, held, min(self._next, self._asked + CALM) - now)
 
     def _judge(self, now: float) -> None:
         """End a trial that has brought too little."""

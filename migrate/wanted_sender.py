@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from pymigrate.runtime import daemon, priority, syscalls
 from pymigrate.runtime.errors import MigrationError, ProtocolError, PymigrateError, TransportError
@@ -35,49 +36,35 @@ PROCESS_NAME = "pymigrate-lane"
 CONNECTING = 1.0  # seconds for the target to let us in
 LONGEST = 1 << 16  # bytes of one word from who started us
 TOLD = 0.002  # seconds between two words of how often we were asked
-WINDOW = 8  # pages, a power of two: those around a page that is wanted go with it
+WINDOW = 4  # pages from the one that is wanted on, which go with it: each costs 15 µs
 
 _CONNECTED, _ASKED, _LOST, _FAILED = "connected", "asked", "lost", "failed"
 
 
 def answer(memory: Memory, address: int, buffer: bytearray) -> int:
-    """Put the pages around an address into a buffer, as a batch; return its length.
+    """Put the page at an address, and some behind it, into a buffer as a batch; return its length.
 
     Raises MigrationError if the process has no such memory any more.
     """
-    first = address - address % (WINDOW * PAGE)
     try:
-        here = memory.has_pages(first, WINDOW)
+        here = memory.has_pages(address, WINDOW)
     except ProcessLookupError as error:
         raise MigrationError(f"there is no memory of process {memory.inner}: {error}") from error
-    at = (address - first) // PAGE
-    begin, end = alike(here, at)
-    if not here[at]:
-        zeros = Runs.of([Run(first + begin * PAGE, end - begin, Kind.ZERO)])
+    count = alike(here)
+    if not here[0]:
+        zeros = Runs.of([Run(address, count, Kind.ZERO)])
         return pages.seal(buffer, 0, Stage.FINAL, memory.inner, zeros)
-    got = _read(memory, first + begin * PAGE, end - begin, buffer)
-    if got <= at - begin:  # what is beside it cannot be read
-        begin, got = at, _read(memory, address, 1, buffer)
+    view = memoryview(buffer)[: count * PAGE]
+    got = memory.read([Range(address, address + len(view))], view) // PAGE
     if not got:
         raise MigrationError(f"memory of process {memory.inner} at {address:#x} cannot be read")
-    content = Runs.of([Run(first + begin * PAGE, got, Kind.CONTENT)])
+    content = Runs.of([Run(address, got, Kind.CONTENT)])
     return pages.seal(buffer, got, Stage.FINAL, memory.inner, content)
 
 
-def _read(memory: Memory, address: int, count: int, buffer: bytearray) -> int:
-    """Read pages into the beginning of a buffer; return how many could be."""
-    length = count * PAGE
-    return memory.read([Range(address, address + length)], memoryview(buffer)[:length]) // PAGE
-
-
-def alike(flags: list[bool], at: int) -> tuple[int, int]:
-    """Return the run of equal flags around one of them: its first, and one behind its last."""
-    begin, end = at, at + 1
-    while begin and flags[begin - 1] == flags[at]:
-        begin -= 1
-    while end < len(flags) and flags[end] == flags[at]:
-        end += 1
-    return begin, end
+def alike(flags: Sequence[bool]) -> int:
+    """Return how many at the beginning are as the first one is."""
+    return next((at for at, each in enumerate(flags) if each != flags[0]), len(flags))
 
 
 class WantedSender:
