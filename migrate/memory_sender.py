@@ -89,7 +89,7 @@ class MemorySender:
         self._changed = threading.Condition()
         self._wanted: deque[tuple[int, int]] = deque()
         self._work: Iterator[None] | None = None
-        self._pace = Pace(limit)
+        self._pace = Pace(limit, lane=lane is not None)
         self._begun = False
         self._ends = False  # all was begun, and the target is to be told when it has gone
         self._all_read = False

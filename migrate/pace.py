@@ -7,8 +7,9 @@ limit is a slow link. On a link that may be a fast one, whose beginning was slow
 and given up now and then.
 
 A process that was just restored waits for a hundred pages one after the other, and would for each
-behind what is on its way. So at first what nobody waits for is held back while it asks, and after
-that goes so slowly that the processors of both hosts have time for who asks.
+behind what is on its way. So in its first second what nobody waits for is held back while it asks.
+Where wanted pages have a lane they wait behind nothing, but for a processor: so what nobody waits
+for goes more slowly after that, for as long as there are many.
 """
 
 from __future__ import annotations
@@ -32,16 +33,20 @@ TRIAL = 24  # batches taken, after which it is seen what compression gave
 GAIN = 1.1  # times as many pages as before, at least, or it is given up
 REST = 512  # batches until it is tried again
 CALM = 0.01  # seconds without a page that is wanted, after which what nobody waits for goes on
-FAVOUR = 0.3  # seconds in which it is held back so, from the first page that is wanted
-SHARE = 200e6  # bytes a second of it that go in the seconds after that, while pages are wanted
-SHARED = 30.0  # and as many these are: memory that is large must come some time
+FAVOUR = 1.0  # seconds in which it is held back so, from the first page that is wanted
+SHARE = 220e6  # bytes a second of it that go after that, while pages are wanted by a lane
+SHARED = 30.0  # seconds after which all goes as fast as it can: there may be very much of it
 
 
 class Pace:
     """Counts what is sent and taken: bytes of batches, and what these were on the wire."""
 
-    def __init__(self, limit: float | None = None) -> None:
-        """Begin with nothing on its way; ``limit`` in bytes a second is the most that may go."""
+    def __init__(self, limit: float | None = None, *, lane: bool = False) -> None:
+        """Begin with nothing on its way; ``limit`` in bytes a second is the most that may go.
+
+        With a ``lane`` nothing that is wanted is counted here.
+        """
+        self._shared = SHARED if lane else 0.0
         self._limited = limit is not None and limit < WORTHWHILE
         self.level: int | None = LEVEL if self._limited else None
         self.rate = 0.0  # bytes a second that arrive
@@ -131,11 +136,12 @@ class Pace:
 
     def holds(self, now: float) -> float:
         """Return for how many seconds what nobody waits for is to be held back; 0 if not."""
-        first = self._favours_until
-        if first is None or now >= self._asked + CALM or now >= first - FAVOUR + SHARED:
+        if self._favours_until is None:
             return 0.0
-        held = min(self._asked + CALM, first) - now
-        return max(0.0, held, min(self._next, self._asked + CALM) - now)
+        calm = self._asked + CALM
+        held = min(calm, self._favours_until)
+        slowed = min(calm, self._next, self._favours_until + self._shared)
+        return max(0.0, held - now, (slowed - now) if self._shared else 0.0)
 
     def _judge(self, now: float) -> None:
         """End a trial that has brought too little."""

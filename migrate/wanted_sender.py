@@ -36,7 +36,7 @@ PROCESS_NAME = "pymigrate-lane"
 CONNECTING = 1.0  # seconds for the target to let us in
 LONGEST = 1 << 16  # bytes of one word from who started us
 TOLD = 0.002  # seconds between two words of how often we were asked
-WINDOW = 4  # pages from the one that is wanted on, which go with it: each costs 15 µs
+WINDOW = 16  # pages from the one that is wanted on, which go with it: each costs 10 µs
 
 _CONNECTED, _ASKED, _LOST, _FAILED = "connected", "asked", "lost", "failed"
 
