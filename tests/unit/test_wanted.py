@@ -324,7 +324,8 @@ class Placed:
 
     def answer(self, inner: int, address: int, length: int, content: memoryview | None) -> None:
         with self.came:
-            self.answers.append((inner, address, length, content and bytes(content)))
+            held = None if content is None else bytes(content)
+            self.answers.append((inner, address, length, held))
             self.came.notify_all()
 
 
