@@ -105,11 +105,14 @@ class MemorySender:
                 ("memory-reader", self._read),
                 ("memory-sender", self._send),
                 ("memory-news", self._hear),
-                *([] if lane is None else [("memory-lane", partial(self._hear_lane, lane))]),
             )
         ]
         for thread in self._threads:
             thread.start()
+        if lane is not None:
+            act = partial(self._guarded, partial(self._hear_lane, lane))
+            self._lane_thread = threading.Thread(target=act, name="memory-lane", daemon=True)
+            self._lane_thread.start()
 
     # For the one who moves the container.
 
@@ -242,10 +245,13 @@ class MemorySender:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        if self._lane is not None:
-            self._lane.close()
         for thread in self._threads:
             thread.join()
+        # Not before: for the target its end amid the conversation is a failure, which who hears the
+        # target would take for one of the line.
+        if self._lane is not None:
+            self._lane.close()
+            self._lane_thread.join()
         self._pool.shutdown()
 
     def close(self) -> None:

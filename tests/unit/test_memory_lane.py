@@ -94,6 +94,24 @@ def test_its_end_is_that_of_the_conversation() -> None:
     assert sender.has_failed
 
 
+def test_it_is_ended_once_nobody_hears_the_target() -> None:
+    """For whom its end is a failure, and theirs then would be one here: `undo` would not end."""
+    with talking() as (sender, _, lane, failures):
+        alive: list[bool] = []
+        close = lane.close
+
+        def note() -> None:
+            alive.extend(thread.is_alive() for thread in sender._threads)
+            close()
+
+        lane.close = note  # type: ignore[method-assign]
+        sender.freeze([])
+        sender.close()
+
+    assert [False] * 6 == alive  # it may be repeated
+    assert [] == failures
+
+
 def test_its_end_is_no_loss_once_all_was_sent() -> None:
     """The target hangs up when it has everything; that may be heard before its word."""
     with talking() as (sender, target, lane, failures):
