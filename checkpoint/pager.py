@@ -33,22 +33,19 @@ import numpy as np
 
 from pymigrate.checkpoint.early_pages import EarlyPages, Keeper
 from pymigrate.checkpoint.known_pages import Addresses
+from pymigrate.checkpoint.placing import PIECE, Places
 from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
 from pymigrate.checkpoint.space import Space
-from pymigrate.runtime import userfault
+from pymigrate.runtime import priority, userfault
 from pymigrate.runtime.errors import ProtocolError, RestoreFailed
-from pymigrate.runtime.userfault import Changing, Event, Gone
+from pymigrate.runtime.userfault import Event, Gone
 
 Buffer = bytes | memoryview
 PAGE = 4096
 SOCKET = "lazy-pages.socket"
 _PID = struct.Struct("=i")
 _FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
-_PIECE = (
-    256 << 10
-)  # bytes of what is ready that are put in place at once: who waits, waits for them
 _AROUND = 64 << 10  # bytes of which all that is ready is put in place with a page waited for
-_BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
 
 
 class _Closed(Exception):
@@ -58,9 +55,9 @@ class _Closed(Exception):
 class Pager:
     """Fills the memory of one restored container.
 
-    `fill`, `zero`, `settle`, `put_aside` and `finish` are for one thread; of ours, one hears the
-    processes, one puts in place what is ready. ``wanted(inner, address)`` and ``attached(count)``
-    are called in ours.
+    `fill`, `zero`, `settle`, `put_aside` and `finish` are for one thread, `answer` for another; of
+    ours, one hears the processes, one puts in place what is ready. ``wanted(inner, address)`` and
+    ``attached(count)`` are called in ours.
     """
 
     def __init__(
@@ -87,8 +84,7 @@ class Pager:
         self._failed = failed
         self._early = EarlyPages(keeper, room)
         self._socket = 0  # its inode
-        self._spaces: list[Space] = []
-        self._changing = threading.Lock()
+        self._places = Places(self.check)
         self._failure: BaseException | None = None
         self._count = 0
         self._ready = ReadyPages(room // PAGE)
@@ -178,18 +174,18 @@ class Pager:
     def _add(self, space: Space) -> None:
         os.set_blocking(space.fd, False)
         self._keeper.keep(space.name, space.fd)
-        with self._changing:
-            self._spaces.append(space)
+        self._places.add(space)
         self._selector.register(space.fd, selectors.EVENT_READ, space)
 
     def _write_down(self) -> None:
         """Keep what a pager after us must know of the descriptors."""
         fresh = self._directory / "pager.json.new"
-        document = {each.name: (each.inner, each.moves) for each in self._spaces}
+        document = {each.name: (each.inner, each.moves) for each in self._places.spaces}
         fresh.write_text(json.dumps(document), encoding="ascii")
         fresh.replace(self._directory / "pager.json")
 
     def _hear(self) -> None:
+        priority.favour()
         try:
             while True:
                 for key, _ in self._selector.select():
@@ -215,7 +211,7 @@ class Pager:
         nothing may be filled between the reading and the doing.
         """
         wanted = []
-        with self._changing:
+        with self._places.changing.urgent():
             for message in userfault.read(space.fd):
                 if message.event == Event.PAGEFAULT:
                     wanted.append(space.origin(message.b & -PAGE))
@@ -252,7 +248,7 @@ class Pager:
             self._count += 1
             os.set_blocking(child.fd, False)
             self._keeper.keep(child.name, child.fd)
-            self._spaces.append(child)
+            self._places.spaces.append(child)
             self._selector.register(child.fd, selectors.EVENT_READ, child)
             self._write_down()
         elif message.event == Event.REMAP:
@@ -280,8 +276,8 @@ class Pager:
     def fill(self, inner: int, address: int, content: memoryview) -> None:
         """Put pages in place, wherever they belong by now."""
         source = int(np.frombuffer(content, np.uint8).ctypes.data)
-        self._waited.discard((inner, address))
-        self._place_in_all(inner, address, len(content), source)
+        self._has_come(inner, address)
+        self._places.place(inner, address, len(content), source)
         self._filled += len(content) // PAGE
 
     def fill_all(
@@ -290,16 +286,32 @@ class Pager:
         """Do so for runs of pages of one process, whose content is one behind the other."""
         source = int(np.frombuffer(content, np.uint8).ctypes.data)
         for address, length in zip(addresses.tolist(), (pages * PAGE).tolist(), strict=True):
-            self._waited.discard((inner, address))
-            self._place_in_all(inner, address, length, source)
+            self._has_come(inner, address)
+            self._places.place(inner, address, length, source)
             source += length
         self._filled += len(content) // PAGE
 
     def zero(self, inner: int, address: int, length: int) -> None:
         """Put pages of zeros in place."""
-        self._waited.discard((inner, address))
-        self._place_in_all(inner, address, length, None)
+        self._has_come(inner, address)
+        self._places.place(inner, address, length, None)
         self._filled += length // PAGE
+
+    def answer(self, inner: int, address: int, length: int, content: memoryview | None) -> None:
+        """Put pages in place that were waited for, or zeros, before all else; in any thread.
+
+        They are not counted, and need not be the only ones to come: where no memory is registered
+        yet they are passed over, and what is in place already stays as it is.
+        """
+        source = None if content is None else int(np.frombuffer(content, np.uint8).ctypes.data)
+        self._places.place(inner, address, length, source, is_urgent=True)
+        for at in range(address, address + length, PAGE):
+            self._has_come(inner, at)
+
+    def _has_come(self, inner: int, address: int) -> None:
+        if (inner, address) in self._waited:
+            with self._placing:
+                self._waited.discard((inner, address))
 
     @contextlib.contextmanager
     def arriving(self) -> Iterator[None]:
@@ -320,8 +332,7 @@ class Pager:
     @property
     def is_alone(self) -> bool:
         """Whether all processes have ended, as far as filling them has shown."""
-        with self._changing:
-            return bool(self._spaces) and all(each.gone for each in self._spaces)
+        return self._places.are_gone
 
     def settle(self, inner: int, address: int, length: int, content: Content) -> None:
         """Say that pages which lie aside, or are zeros, hold for good: we put them in place.
@@ -362,7 +373,7 @@ class Pager:
 
     def _place_ready(self) -> None:
         """Put in place what is ready, what is waited for first; ends when asked to and done."""
-        buffer = memoryview(bytearray(_PIECE))
+        buffer = memoryview(bytearray(PIECE))
         try:
             while self._failure is None:
                 urgent = run = None
@@ -370,13 +381,13 @@ class Pager:
                     if self._urgent:
                         urgent = self._urgent.popleft()
                     elif self._is_attached and not self._is_arriving:
-                        run = self._ready.take(_PIECE)
+                        run = self._ready.take(PIECE)
                     if urgent is None and run is None:
                         if self._is_ending:
                             return
                         self._placing.wait()
                 if urgent is not None:
-                    self._put(urgent, buffer)
+                    self._put(urgent, buffer, is_urgent=True)
                 elif run is not None:
                     self._put(run, buffer)
                     if run.content is Content.ASIDE:
@@ -386,50 +397,19 @@ class Pager:
         except BaseException as error:
             self._fail(error)
 
-    def _put(self, run: Ready, buffer: memoryview) -> None:
+    def _put(self, run: Ready, buffer: memoryview, *, is_urgent: bool = False) -> None:
         """Put pages in place that are ready.
 
         What was in place already stays as it is: so pages that were waited for may come once more
         with the rest, though nothing lies aside of them by then.
         """
         if run.content is Content.ZERO:
-            self._place_in_all(run.inner, run.address, run.length, None)
+            self._places.place(run.inner, run.address, run.length, None, is_urgent=is_urgent)
             return
         view = buffer[: run.length]
         self._early.read(run.inner, run.address, view)
         source = int(np.frombuffer(view, np.uint8).ctypes.data)
-        self._place_in_all(run.inner, run.address, run.length, source)
-
-    def _place_in_all(self, inner: int, address: int, length: int, source: int | None) -> None:
-        """Place a range in every process made from this one.
-
-        Also in those that are forked meanwhile: a child has what its parent had at the fork, and
-        its parent may have got the range only after that.
-        """
-        for space in self._spaces:  # to which children are added at the end
-            if space.inner == inner and not space.gone:
-                self._place(space, address, length, source)
-
-    def _place(self, space: Space, address: int, length: int, source: int | None) -> None:
-        """Place a range; a change of memory in between is heard first, and then respected."""
-        while True:
-            with self._changing:
-                try:
-                    for offset, at, size in space.places(address, length):
-                        if source is None:
-                            userfault.zero(space.fd, at, size)
-                        else:
-                            userfault.copy(space.fd, at, source + offset, size)
-                except Changing:
-                    pass  # from the start: what is in place stays as it is
-                except Gone:
-                    space.gone = True
-                    return
-                else:
-                    return
-            self.check()
-            # Our own thread reads the message; the process that changes its memory then goes on.
-            threading.Event().wait(_BACKOFF)
+        self._places.place(run.inner, run.address, run.length, source, is_urgent=is_urgent)
 
     def finish(self) -> None:
         """Let go: everything is in place, and what is still absent is zeros."""
@@ -444,12 +424,8 @@ class Pager:
         self._stop()
         self.check()
         self._keeper.drop_kept()
-        self._forget_spaces()
+        self._places.close()
         (self._directory / "pager.json").unlink(missing_ok=True)
-
-    def _forget_spaces(self) -> None:
-        while self._spaces:
-            os.close(self._spaces.pop().fd)
 
     def _stop(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -475,7 +451,7 @@ class Pager:
         os.close(self._wake)
         self._wake = -1
         self._early.close()
-        self._forget_spaces()
+        self._places.close()
         path = self._directory / SOCKET
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == self._socket:  # not that of a pager after us

@@ -31,6 +31,7 @@ from pymigrate.transport import pages
 from pymigrate.transport.pages import PAGE, Kind, Run, Runs, Stage
 
 _RECALLED = 1 << 16  # pages of which it is said in one step that they hold
+SMALL = 2 << 20  # bytes of an area that goes before larger ones
 AROUND = 8  # pages that go with a wanted one
 
 
@@ -128,6 +129,10 @@ class MemoryReader:
             quiet = {(each.inner, area) for each in every for area in each.quiet_areas()}
             later = [(each, area) for each, area in areas if (each.inner, area) not in quiet]
             areas = [(each, area) for each, area in areas if (each.inner, area) in quiet]
+        if not self.known:  # else all but what was just written lies there already
+            # Stacks, and what allocators keep their books in: each process needs these at once.
+            yield from self._walk_frozen([each for each in areas if each[1].length <= SMALL])
+            areas = [each for each in areas if each[1].length > SMALL]
         yield from self._walk_frozen(areas)
         while later and self._traced and not self._way.is_complete:
             self._way.pause(lambda: not self._traced)

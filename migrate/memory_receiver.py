@@ -7,6 +7,7 @@ import numpy as np
 from pymigrate.checkpoint.pager import Pager
 from pymigrate.checkpoint.ready_pages import Content
 from pymigrate.migrate.incoming import Arriving
+from pymigrate.migrate.wanted_receiver import WantedReceiver
 from pymigrate.runtime import priority
 from pymigrate.runtime.supervision import Supervision
 from pymigrate.transport import messages as m
@@ -27,14 +28,21 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
         while listener.hear() is not None:
             pass
         return m.PagesTaken()
+
+    def want(inner: int, address: int) -> None:
+        listener.tell(pages.news(News.WANTED, inner=inner, value=address))
+
+    lane = None if listener.lane is None else WantedReceiver(listener.lane, listener)
     with Supervision.connect(arriving.directory) as keeper:
         pager = Pager(
             arriving.directory / "criu",
             keeper,
-            wanted=lambda inner, at: listener.tell(pages.news(News.WANTED, inner=inner, value=at)),
+            wanted=want if lane is None else lane.want,
             attached=lambda count: listener.tell(pages.news(News.ATTACHED, value=count)),
             room=arriving.room,
         )
+        if lane is not None:
+            lane.start(pager)
         try:
             taken = told = 0
 
@@ -57,8 +65,12 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
                 taken += len(piece)
                 if taken - told >= TOLD:
                     tell()
+            if lane is not None:
+                lane.stop()  # all is here, and the pager is about to let go of it
             pager.finish()
         finally:
+            if lane is not None:
+                lane.close()
             pager.close()
     listener.tell(pages.news(News.COMPLETE))
     return m.PagesTaken(pages=pager.filled, early=pager.held, wanted=pager.faults)

@@ -11,9 +11,11 @@
                                 ── FINAL ──▶      put in place, at once
                                 ◀─ TAKEN ───      so much of it is dealt with
 
-Older targets are sent nothing FINAL before they are ATTACHED. Never more than a window of bytes is
-on its way, so a wanted page waits behind little. One thread reads (``memory_reader.py``), a pool
-compresses, one sends, one hears; all end with the conversation.
+Older targets are sent nothing FINAL before they are ATTACHED. Where there is a lane, WANTED and
+what answers it take that, by a process of its own (``lane_process.py``), which tells us of it. Else
+never more than a window of bytes is on its way, so a wanted page waits behind little. One thread
+reads (``memory_reader.py``), a pool compresses, one sends, one hears; all end with the
+conversation.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from pymigrate.checkpoint.known_pages import Addresses, KnownPages
 from pymigrate.migrate.batching import addresses_in
+from pymigrate.migrate.lane_process import LaneProcess
 from pymigrate.migrate.memory_reader import MemoryReader
 from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
 from pymigrate.migrate.progress import Sent
+from pymigrate.runtime.errors import PymigrateError
 from pymigrate.runtime.memory import Memories
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
@@ -56,17 +61,22 @@ class MemorySender:
         limit: float | None = None,
         ahead: bool = False,
         after: MemorySender | None = None,
+        lane: LaneProcess | None = None,
     ) -> None:
         """Take over a conversation that has just begun; ``conclude`` waits for its reply.
 
         ``failed`` is told, in a thread of ours, what ended the conversation once it is frozen.
         ``limit`` is the bytes a second that it may send. ``ahead`` says that the target takes FINAL
         pages before it has processes for them. ``after`` is one that was cut, and closed:
-        what its target has taken does not go again if it is still there.
+        what its target has taken does not go again if it is still there. ``lane`` is the process
+        that answers what is wanted, from then on ours; without one we do.
         """
         self.sent: Sent = Sent() if after is None else after.sent
         self._speaker = speaker
         self._ahead = ahead
+        self._lane = lane
+        self._pids: Sequence[int] = ()
+        self._lane_asked = self._lane_bytes = 0
         self._conclude = conclude
         self._tell_failed = failed
         known = KnownPages() if after is None else after._confirmed()
@@ -79,7 +89,7 @@ class MemorySender:
         self._changed = threading.Condition()
         self._wanted: deque[tuple[int, int]] = deque()
         self._work: Iterator[None] | None = None
-        self._pace = Pace(limit)
+        self._pace = Pace(limit, lane=lane is not None)
         self._begun = False
         self._ends = False  # all was begun, and the target is to be told when it has gone
         self._all_read = False
@@ -99,6 +109,10 @@ class MemorySender:
         ]
         for thread in self._threads:
             thread.start()
+        if lane is not None:
+            act = partial(self._guarded, partial(self._hear_lane, lane))
+            self._lane_thread = threading.Thread(target=act, name="memory-lane", daemon=True)
+            self._lane_thread.start()
 
     # For the one who moves the container.
 
@@ -156,13 +170,22 @@ class MemorySender:
             self._pace.somebody_waits = True
             self._check()
             self._reader.freeze(pids, traced=traced)
+            self._pids = pids
             self._changed.notify_all()
+        if not traced:
+            self._serve()
 
     def release(self) -> None:
         """Look at all memory from now on: CRIU is done with the processes."""
         with self._changed:
             self._reader.release()
             self._changed.notify_all()
+        self._serve()
+
+    def _serve(self) -> None:
+        """Have what is wanted answered: nobody writes to any of the memory any more."""
+        if self._lane is not None:
+            self._lane.serve(self._pids)
 
     def begin(self) -> None:
         """Send everything, as soon as the target has processes for it; see `wait`.
@@ -224,12 +247,19 @@ class MemorySender:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        # Not before: for the target its end amid the conversation is a failure, which who hears the
+        # target would take for one of the line.
+        if self._lane is not None:
+            self._lane.close()
+            self._lane_thread.join()
         self._pool.shutdown()
 
     def close(self) -> None:
         """Send nothing more; the conversation ends with its connection. May be repeated."""
         self._stop()
         self._reader.close()
+        if self._lane is not None:
+            self._lane.release()
 
     # The threads.
 
@@ -266,6 +296,22 @@ class MemorySender:
                     else:
                         self._complete = True
                 self._changed.notify_all()
+
+    def _hear_lane(self, lane: LaneProcess) -> None:
+        """Hear of what was wanted; the end of the lane is ours until all has been sent.
+
+        After that the target needs nobody any more, and hangs up first.
+        """
+        try:
+            while (asked := lane.hear()) is not None:
+                with self._changed:
+                    self.sent.wanted += asked.times - self._lane_asked
+                    self.sent.wire += asked.bytes - self._lane_bytes
+                    self._lane_asked, self._lane_bytes = asked.times, asked.bytes
+                    self._pace.wanted(time.monotonic())
+        except PymigrateError:
+            if not (self._all_read or self._complete):
+                raise
 
     def _read(self) -> None:
         while True:
@@ -326,7 +372,7 @@ class MemorySender:
             wire = piece.length if packed is None else len(packed)
             with self._changed:
                 # First: the other side may say that it was taken at once.
-                self._pace.gone(piece.length, wire)
+                self._pace.gone(piece.length, wire, time.monotonic())
             self.sent.wire += self._speaker.say(piece.plain, packed)
             with self._changed:
                 self._outbox.give_back(piece.buffer)

@@ -222,7 +222,7 @@ class Prepared:
         )
         move.ahead = self.planned.ahead
         if self.planned.lazy:
-            self.peer.expect_memory()
+            self.peer.expect_memory(tls=attempt.data != "ssh" and attempt.limit is None)
         move.memory, move.files = self.planned.memory, self.planned.files
         move.announce = self.report.announce
         self.report.counters = move.counters

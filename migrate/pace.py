@@ -8,6 +8,8 @@ and given up now and then.
 
 A process that was just restored waits for a hundred pages one after the other, and would for each
 behind what is on its way. So in its first second what nobody waits for is held back while it asks.
+Where wanted pages have a lane they wait behind nothing, but for a processor: so what nobody waits
+for goes more slowly after that, for as long as there are many.
 """
 
 from __future__ import annotations
@@ -32,13 +34,19 @@ GAIN = 1.1  # times as many pages as before, at least, or it is given up
 REST = 512  # batches until it is tried again
 CALM = 0.01  # seconds without a page that is wanted, after which what nobody waits for goes on
 FAVOUR = 1.0  # seconds in which it is held back so, from the first page that is wanted
+SHARE = 220e6  # bytes a second of it that go after that, while pages are wanted by a lane
+SHARED = 30.0  # seconds after which all goes as fast as it can: there may be very much of it
 
 
 class Pace:
     """Counts what is sent and taken: bytes of batches, and what these were on the wire."""
 
-    def __init__(self, limit: float | None = None) -> None:
-        """Begin with nothing on its way; ``limit`` in bytes a second is the most that may go."""
+    def __init__(self, limit: float | None = None, *, lane: bool = False) -> None:
+        """Begin with nothing on its way; ``limit`` in bytes a second is the most that may go.
+
+        With a ``lane`` nothing that is wanted is counted here.
+        """
+        self._shared = SHARED if lane else 0.0
         self._limited = limit is not None and limit < WORTHWHILE
         self.level: int | None = LEVEL if self._limited else None
         self.rate = 0.0  # bytes a second that arrive
@@ -58,8 +66,9 @@ class Pace:
         self._since_change = 0  # batches taken
         self._resting = 0
         self._look_again = False  # whether it is still better, after a while of compressing
-        self._held_until = 0.0
         self._favours_until: float | None = None
+        self._asked = 0.0  # when a page was wanted last
+        self._next = 0.0  # before which nothing goes that nobody waits for, if pages are wanted
 
     @property
     def window(self) -> int:
@@ -84,8 +93,9 @@ class Pace:
         """Say whether nothing is on its way."""
         return not self._on_wire
 
-    def gone(self, size: int, wire: int) -> None:
-        """Note that a batch was sent."""
+    def gone(self, size: int, wire: int, now: float = 0.0) -> None:
+        """Note that a batch is sent, at a time in seconds."""
+        self._next = now + size / SHARE
         self._sent += size
         self._in_flight += wire
         self._on_wire.append((self._sent, wire))
@@ -121,12 +131,17 @@ class Pace:
         """Note that a process waits for a page: see `holds`."""
         if self._favours_until is None:
             self._favours_until = now + FAVOUR
-        self._held_until = min(now + CALM, self._favours_until)
+        self._asked = now
         self.resumes()
 
     def holds(self, now: float) -> float:
         """Return for how many seconds what nobody waits for is to be held back; 0 if not."""
-        return max(0.0, self._held_until - now)
+        if self._favours_until is None:
+            return 0.0
+        calm = self._asked + CALM
+        held = min(calm, self._favours_until)
+        slowed = min(calm, self._next, self._favours_until + self._shared)
+        return max(0.0, held - now, (slowed - now) if self._shared else 0.0)
 
     def _judge(self, now: float) -> None:
         """End a trial that has brought too little."""

@@ -19,6 +19,7 @@ from pymigrate.transport.channel import Timeout
 from pymigrate.transport.rpc import Client, Source
 
 if TYPE_CHECKING:
+    from pymigrate.migrate.lane_process import LaneProcess
     from pymigrate.migrate.memory_sender import MemorySender
 
 T = TypeVar("T")
@@ -39,8 +40,10 @@ class Peer:
         self._client: Client | None = None
         self._memory_undo = ExitStack()
         self._memory_client: Client | None = None
+        self._lane: LaneProcess | None = None
         self._expected: Connecting | None = None
         self._expected_for_memory: Connecting | None = None
+        self._expected_lane: LaneProcess | None = None
         self._serves: frozenset[str] = frozenset()
         self._sent_before = 0
 
@@ -48,17 +51,20 @@ class Peer:
     def bytes_sent(self) -> int:
         """Bytes put on the wire so far, by every connection."""
         clients = (self._client, self._memory_client)
-        return self._sent_before + sum(each.traffic.sent for each in clients if each is not None)
+        lane = 0 if self._lane is None else self._lane.sent
+        sent = sum(each.traffic.sent for each in clients if each is not None)
+        return self._sent_before + sent + lane
 
     def expect(self) -> None:
         """Begin to connect; who asks first waits for the rest of it, and gets what went wrong."""
         if self._client is None and self._expected is None:
             self._expected = Connecting(self._connect, self._id)
 
-    def expect_memory(self) -> None:
-        """Begin to make the connection that `open_memory` will need."""
+    def expect_memory(self, *, tls: bool) -> None:
+        """Begin to make the connection that `open_memory` will need; ``tls`` if it may be that."""
         if self._memory_client is None and self._expected_for_memory is None:
             self._expected_for_memory = Connecting(self._connect_for_memory, self._id)
+            self._expected_lane = _lane() if tls else None
 
     def hello(self) -> m.HelloReply:
         """Introduce ourselves once more; who the target is and what it can do."""
@@ -80,18 +86,31 @@ class Peer:
         """Open a connection of its own for the container's memory, and begin to speak on it.
 
         It is closed by `close_memory`, and with this one; ``after`` is one that was cut. For
-        ``ahead`` see `MemorySender`.
+        ``ahead`` see `MemorySender`. What is waited for has a second connection where it can: over
+        SSH there is none, and a limit is for one process.
         """
         expected, self._expected_for_memory = self._expected_for_memory, None
-        self.close_memory()
-        line = connected(self._connect, self._id) if expected is None else expected.take()
-        from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
-
-        with line.undo as undo:
+        lane, self._expected_lane = self._expected_lane, None
+        with ExitStack() as undo:
+            if lane is None and tls:
+                lane = _lane()
+            if lane is not None:
+                undo.callback(lane.release)
+                undo.callback(lane.close)
+            self.close_memory()
+            line = connected(self._connect, self._id) if expected is None else expected.take()
+            undo.push(line.undo)
             client = line.client
-            if tls and (why_not := client.open_data(self._id)):
+            from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
+
+            with_lane = client.limit is None
+            if tls and (why_not := client.open_data(self._id, lane=with_lane)):
                 raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
-            speaker = client.converse(m.Pages(migration_id=self._id))
+            way = client.lane
+            if lane is not None and (not tls or way is None or not lane.connect(way)):
+                lane.close()
+                lane = None
+            speaker = client.converse(m.Pages(migration_id=self._id, lane=lane is not None))
             memory = MemorySender(
                 speaker,
                 lambda: client.conclude(timeout=ANSWER_SECONDS),
@@ -99,10 +118,12 @@ class Peer:
                 limit=None if client.limit is None else client.limit.rate,
                 ahead=ahead,
                 after=after,
+                lane=lane,
             )
             undo.callback(memory.close)
             self._memory_undo = undo.pop_all()
             self._memory_client = client
+            self._lane = lane
         return memory
 
     def _connect_for_memory(self, undo: ExitStack) -> Client:
@@ -123,7 +144,13 @@ class Peer:
         expected, self._expected_for_memory = self._expected_for_memory, None
         if expected is not None:
             expected.close()
+        expected_lane, self._expected_lane = self._expected_lane, None
+        if expected_lane is not None:
+            expected_lane.close()
+            expected_lane.release()
         client, self._memory_client = self._memory_client, None
+        lane, self._lane = self._lane, None
+        self._sent_before += 0 if lane is None else lane.sent
         if client is not None:
             self._sent_before += client.traffic.sent
             self._memory_undo.close()
@@ -229,3 +256,9 @@ class Peer:
         """Hang up."""
         self.close_memory()
         self.drop()
+
+
+def _lane() -> LaneProcess:
+    from pymigrate.migrate.lane_process import LaneProcess  # loads what a plan does not need
+
+    return LaneProcess.start()

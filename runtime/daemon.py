@@ -1,5 +1,8 @@
 """Start a process of ours that outlives who starts it: a supervisor, or who brings memory.
 
+One that ends with who starts it, as who sends wanted pages does, is started so too: it does not
+call ``detach``.
+
 It is a module with ``main(arguments) -> exit code``, which finds its end of a connection as
 ``CONNECTION_FD`` and calls ``detach`` first. It does nothing that can be seen from outside before
 it is told to by the connection, and ends when that is closed instead.

@@ -201,6 +201,22 @@ class Memory:
         entry = int.from_bytes(data, "little")
         return bool(entry & int(_PAGEMAP_HERE)) and not entry & int(_PAGEMAP_GUARD)
 
+    def has_pages(self, address: int, count: int) -> list[bool]:
+        """Say of so many pages from an address on whether there is one, as `has_page` does.
+
+        Raises ProcessLookupError if there is no memory, which is another thing than a page that is
+        not there: the process has ended, or never had that address.
+        """
+        data = os.pread(self._pagemap, count * 8, address // PAGE * 8)
+        if not data:
+            raise ProcessLookupError(errno.ESRCH, "no memory", f"{self.pid} at {address:#x}")
+        entries = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+        here = [
+            bool(entry & int(_PAGEMAP_HERE)) and not entry & int(_PAGEMAP_GUARD)
+            for entry in entries
+        ]
+        return here + [False] * (count - len(here))
+
     def read(self, ranges: Sequence[Range], into: memoryview) -> int:
         """Read ranges one behind the other; return how many bytes came before one was gone."""
         pieces = [(each.start, each.length) for each in ranges]

@@ -17,12 +17,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from pymigrate.runtime.errors import Corrupted, ProtocolError
+from pymigrate.runtime.errors import Corrupted, ProtocolError, PymigrateError
 from pymigrate.transport import compression, messages
 from pymigrate.transport.channel import Timeout
 from pymigrate.transport.frames import MAX_PAYLOAD, Buffer, Flag, Frame, Kind
 from pymigrate.transport.link import Link
+
+if TYPE_CHECKING:
+    from pymigrate.transport.lane import Lane
 
 _END = struct.Struct(">QI")  # bytes of all pieces, and how many they were
 PATIENCE = 0.2  # seconds after which the other connection is looked at, where an ERROR would be
@@ -96,8 +100,9 @@ class Speaker:
 class Listener:
     """The target's side. One thread may hear while others tell."""
 
-    def __init__(self, link: Link) -> None:
-        """Listen to ``link``."""
+    def __init__(self, link: Link, lane: Lane | None = None) -> None:
+        """Listen to ``link``; by ``lane``, which is the caller's, goes what is waited for."""
+        self.lane = lane
         self._link = link
         self._pieces = 0
         self._bytes = 0
@@ -144,3 +149,7 @@ class Listener:
     def tell(self, news: Buffer) -> None:
         """Send news."""
         self._link.send(Frame(Kind.EVENT, news))
+
+    def give_up(self, error: PymigrateError) -> None:
+        """Raise this in whoever hears or tells; for a thread that knows that it is of no use."""
+        self._link.give_up(error)

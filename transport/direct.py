@@ -9,6 +9,9 @@
     TCP, TLS 1.3            ─────────────▶   lets in who has the key of the first; stops listening
                             ◀─────────────   PING (TLS)
 
+For a lane (lane.py) the same door lets in a second caller with the same key, if both sides said
+that they know of it: the first one is always the connection for bulk data.
+
 A stranger who finds the port can keep the two apart, and then the data goes over SSH.
 """
 
@@ -38,10 +41,17 @@ Watch = Callable[[tls.TlsChannel], Link]
 
 
 class Door:
-    """Listens for one caller who has the key of one certificate. Close it in the end."""
+    """Listens for who has the key of one certificate, once or twice. Close it in the end."""
 
     def __init__(
-        self, listener: socket.socket, pinned: bytes, watch: Watch, *, peer: str, window: float
+        self,
+        listener: socket.socket,
+        pinned: bytes,
+        watch: Watch,
+        *,
+        peer: str,
+        window: float,
+        lane: bool = False,
     ) -> None:
         """Use ``open_door``; owns the listener from the moment it is made."""
         identity = tls.Identity.make()
@@ -55,6 +65,8 @@ class Door:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._watch = watch
         self._link: Link | None = None
+        self._lane: tls.TlsChannel | None = None
+        self._wants_lane = lane
         self._thread = threading.Thread(target=self._wait, name="data-door", daemon=True)
         self._thread.start()
 
@@ -68,10 +80,14 @@ class Door:
                     channel = tls.accept(
                         line, self._context, self._pinned, peer=self._peer, timeout=HANDSHAKE
                     )
-                    self._link = self._watch(channel)
+                    if self._link is None:
+                        self._link = self._watch(channel)
+                    else:
+                        self._lane = channel
                 except PymigrateError as error:
                     logger.info("port %d: a caller was turned away: %s", self.port, error)
-                else:
+                    continue
+                if self._lane is not None or not self._wants_lane:
                     return
 
     def _next_caller(self) -> socket.socket | None:
@@ -96,23 +112,36 @@ class Door:
         link, self._link = self._link, None
         return link
 
+    def lane(self) -> tls.TlsChannel | None:
+        """Give the second connection, after the first; None if nobody made it."""
+        lane, self._lane = self._lane, None
+        return lane
+
     def close(self) -> None:
         """Stop listening, hang up; may be repeated."""
         if self._wake < 0:
             return
-        link = self.link()
+        link, lane = self.link(), self.lane()
         os.close(self._wake)
         self._wake = -1
-        if link is not None:
-            link.close()
+        for each in (link, lane):
+            if each is not None:
+                each.close()
 
 
 def open_door(
-    address: str, pinned: bytes, watch: Watch, *, peer: str, window: float = WINDOW
+    address: str,
+    pinned: bytes,
+    watch: Watch,
+    *,
+    peer: str,
+    window: float = WINDOW,
+    lane: bool = False,
 ) -> Door:
     """Listen on a free port of ``address``, one of this host's, for the owner of ``pinned``.
 
-    ``watch`` makes a link of the connection, so that the caller hears from us at once.
+    ``watch`` makes a link of the connection, so that the caller hears from us at once. With
+    ``lane`` they may call once more, see `Door.lane`.
 
     Raises ProtocolError for what is no address or certificate, HostError if there is no such
     address on this host (where the source reached us by another one's, by NAT or a tunnel).
@@ -132,6 +161,6 @@ def open_door(
             message = f"no port of {address} can be opened: {reason}"
             raise HostError(message) from error
         listener.setblocking(False)
-        door = Door(listener, pinned, watch, peer=peer, window=window)
+        door = Door(listener, pinned, watch, peer=peer, window=window, lane=lane)
         undo.pop_all()
         return door

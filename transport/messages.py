@@ -101,7 +101,6 @@ PROTOCOL = 1  # the version we speak
 PROTOCOL_MIN = 1  # the oldest that we still understand
 
 MAX_TEXT = 8192  # characters of an error's message or hint that are worth sending
-CONVERSED = frozenset({Pages})  # requests that a conversation follows
 STREAMED = frozenset({PutLayer, PutFiles, PutChanges, PutImages, PutImageFiles})  # a stream follows
 UPPER = "upper"  # the tree of PutFiles that is the container's own changes
 

@@ -104,6 +104,15 @@ class Runs(Sequence[Run]):
 
     def check(self) -> None:
         """Raise ProtocolError if these are no runs, or not in order."""
+        if len(self._table) == 1:  # somebody waits for it: 5 µs instead of 25
+            address, count, kind, _ = self._table[0].tolist()
+            if not count or address % PAGE or address + count * PAGE > MAX_ADDRESS:
+                message = f"a run of {count} pages at {address:#x}"
+                raise ProtocolError(message)
+            if not min(Kind) <= kind <= max(Kind):
+                message = f"runs of kinds {kind} to {kind}"
+                raise ProtocolError(message)
+            return
         begins, counts = self.addresses, self.pages
         # None is so long that this wraps: pages have 32 bits, addresses are looked at first.
         ends = np.minimum(begins, MAX_ADDRESS) + counts * PAGE

@@ -46,12 +46,13 @@ from pymigrate.transport.stream import Reader, Writer
 
 if TYPE_CHECKING:
     from pymigrate.transport.direct import Door
+    from pymigrate.transport.lane import Lane, Way
 
 OPENING = 5.0  # seconds for a target to say where it listens
 WORTHWHILE = 100e6  # bytes a second; under such a limit zstd always pays
 PROBE = 1.0  # seconds in which that port must answer, or streams go where the requests go
 Handler = Callable[[Any, Any], m.Message]
-"""Takes a request and the Reader of its stream, or, for one of CONVERSED, a Listener."""
+"""Takes a request and the Reader of its stream, or, for Pages, a Listener."""
 Source = Callable[[Writer], object]
 
 _ANSWERS: dict[type[m.Message], type[m.Message]] = {
@@ -94,6 +95,8 @@ class Client:
         """
         channel.limit = limit
         self.limit = limit
+        self.lane: Way | None = None
+        """Where a lane can be made, once `open_data` has asked for one."""
         self._link = Link(channel, interval=interval, silence=silence)
         self._data: Link | None = None
         self._watching = (interval, silence)
@@ -124,19 +127,24 @@ class Client:
         m.accept(reply)
         return reply
 
-    def open_data(self, migration_id: str, *, probe: float = PROBE) -> str:
+    def open_data(self, migration_id: str, *, probe: float = PROBE, lane: bool = False) -> str:
         """Have streams take a TLS connection of their own from now on; return why not, or "".
 
+        With ``lane`` the target is asked to let in one more, see `lane`; older ones do not.
         After a no everything is as it was. Raises what ``call`` raises if our own connection is
         of no use any more.
         """
-        from pymigrate.transport import tls  # cryptography takes 50 ms to load
+        from pymigrate.transport import tls  # ssl takes 10 ms to load
+        from pymigrate.transport.lane import Way
 
         if self._address is None:
             return f"{self.peer} is reached through another host or a program"
         identity = tls.Identity.make()
         request = m.OpenData(
-            migration_id=migration_id, certificate=identity.certificate, address=self._address
+            migration_id=migration_id,
+            certificate=identity.certificate,
+            address=self._address,
+            lane=lane,
         )
         try:
             opened = self.call(request, timeout=OPENING)
@@ -153,6 +161,9 @@ class Client:
         channel.limit = self.limit
         interval, silence = self._watching
         self._data = Link(channel, interval=interval, silence=silence)
+        if lane and opened.lane:
+            where = (self._address, opened.port)
+            self.lane = Way(where, identity, opened.certificate, self.peer, interval, silence)
         return ""
 
     @overload
@@ -335,6 +346,7 @@ class Server:
         self._watching = (interval, silence)
         self._door: Door | None = None
         self._data: Link | None = None
+        self._lane: Lane | None = None
         self._refused: Reader | None = None  # a stream on _data, not read to its end
 
     def serve(self) -> None:
@@ -366,11 +378,10 @@ class Server:
             return Frame(Kind.ERROR, m.pack_error(m.request_id(frame.payload), error))
         stream: Reader | None = None
         try:
-            if type(request) in m.CONVERSED:
+            if isinstance(request, m.Pages):
                 link = self._bulk(frame.flags)
-                return Frame(
-                    Kind.REPLY, m.pack_reply(identity, self._handle(request, Listener(link)))
-                )
+                listener = Listener(link, self._made_lane() if request.lane else None)
+                return Frame(Kind.REPLY, m.pack_reply(identity, self._handle(request, listener)))
             stream = self._stream(type(request) in m.STREAMED, frame.flags)
             reply = self._handle(request, stream)
             stream.finish()
@@ -407,6 +418,18 @@ class Server:
             raise ProtocolError(message)
         return self._data
 
+    def _made_lane(self) -> Lane:
+        """Give the second connection of the door, beside that for bulk data."""
+        from pymigrate.transport.lane import Lane
+
+        channel = None if self._door is None else self._door.lane()
+        if channel is None:
+            message = f"{self._link.peer} speaks of a lane that it never made"
+            raise ProtocolError(message)
+        interval, silence = self._watching
+        self._lane = Lane(channel, interval=interval, silence=silence)
+        return self._lane
+
     def _open_data(self, request: m.OpenData) -> m.DataOpened:
         """Listen for the source's second connection; an earlier one is given up."""
         from pymigrate.transport import direct  # cryptography takes 50 ms to load
@@ -418,17 +441,23 @@ class Server:
             request.certificate,
             lambda channel: Link(channel, interval=interval, silence=silence),
             peer=self._link.peer,
+            lane=request.lane,
         )
-        return m.DataOpened(port=self._door.port, certificate=self._door.certificate)
+        return m.DataOpened(
+            port=self._door.port, certificate=self._door.certificate, lane=request.lane
+        )
 
     def _close_data(self) -> None:
         door, self._door = self._door, None
         data, self._data = self._data, None
+        lane, self._lane = self._lane, None
         self._refused = None
         if door is not None:
             door.close()
         if data is not None:
             data.close()
+        if lane is not None:
+            lane.close()
 
     def _handle(self, request: m.Message, stream: Reader | Listener) -> m.Message:
         handler = self._handlers.get(type(request))

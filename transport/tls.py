@@ -21,11 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
-from cryptography.x509.oid import NameOID
-
 from pymigrate.runtime.errors import Corrupted, HostKeyMismatch, ProtocolError, Unreachable
 from pymigrate.transport.channel import StreamChannel, Timeout
 from pymigrate.transport.frames import Buffer, Frame, Kind
@@ -45,6 +40,12 @@ class Identity:
     @classmethod
     def make(cls) -> Identity:
         """Make both up."""
+        # Here: it takes 50 ms to load, and who is only given an identity needs none of it.
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+        from cryptography.x509.oid import NameOID
+
         key = ed25519.Ed25519PrivateKey.generate()
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pymigrate")])
         certificate = (
@@ -67,6 +68,15 @@ class Identity:
                 serialization.NoEncryption(),
             ),
         )
+
+    def pack(self) -> tuple[bytes, bytes]:
+        """Return the certificate and both of them as PEM, to be kept as secret as the key."""
+        return self.certificate, self._pem
+
+    @classmethod
+    def unpack(cls, certificate: bytes, pem: bytes) -> Identity:
+        """Take what `pack` gave."""
+        return cls(certificate, pem)
 
     def context(self, pinned: bytes, *, server: bool) -> ssl.SSLContext:
         """Allow TLS 1.3 with who has the key of ``pinned`` (DER), and nothing else.

@@ -72,7 +72,7 @@ def test_what_was_begun_is_what_is_asked(target: Target) -> None:
 def test_what_nobody_asked_is_hung_up(target: Target) -> None:
     with Peer(target.connect, "mig-1") as peer:
         peer.expect()
-        peer.expect_memory()
+        peer.expect_memory(tls=True)
     assert (target.came, target.hung_up) == (2, 2)
 
 
@@ -102,5 +102,5 @@ def test_who_asks_gets_what_went_wrong_and_the_next_one_tries_again(target: Targ
 def test_nobody_hears_of_a_failure_that_nobody_asked_for(target: Target) -> None:
     target.refusal = ProtocolError("that is no agent")
     with Peer(target.connect, "mig-1") as peer:
-        peer.expect_memory()
+        peer.expect_memory(tls=False)
     assert (target.came, target.hung_up) == (1, 1)

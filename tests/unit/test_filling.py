@@ -46,7 +46,7 @@ class Keeper:
 def filler(tmp_path: Path) -> Iterator[Pager]:
     made = Pager(tmp_path, Keeper(), lambda *_: None, lambda _: None, room=0)
     yield made
-    made._spaces.clear()  # their descriptors are none
+    made._places.spaces.clear()  # their descriptors are none
     made.close()
 
 
@@ -108,11 +108,11 @@ def played(
 def test_a_child_that_is_forked_meanwhile_gets_the_page_too(
     filler: Pager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filler._spaces.append(Space("0", 100, INNER))
+    filler._places.spaces.append(Space("0", 100, INNER))
 
     def fork_first(_fd: int) -> None:
-        if len(filler._spaces) == 1:  # as when the message of a fork is read, and then
-            filler._spaces.append(Space("1", 101, INNER))
+        if len(filler._places.spaces) == 1:  # as when the message of a fork is read, and then
+            filler._places.spaces.append(Space("1", 101, INNER))
             raise Changing
 
     done = played(monkeypatch, fork_first)
@@ -124,8 +124,8 @@ def test_it_is_alone_when_the_last_process_is_gone(
     filler: Pager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not filler.is_alone  # there may be some yet
-    filler._spaces.append(Space("0", 100, INNER))
-    filler._spaces.append(Space("1", 101, INNER))
+    filler._places.spaces.append(Space("0", 100, INNER))
+    filler._places.spaces.append(Space("1", 101, INNER))
 
     def gone(_fd: int) -> None:
         raise Gone

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from pymigrate.migrate.batching import pack
+from pymigrate.migrate.memory_reader import SMALL
 from pymigrate.migrate.memory_sender import MemorySender
 from pymigrate.runtime.errors import Unreachable
 from pymigrate.runtime.memory import Memories, inner_pid
@@ -150,6 +151,21 @@ def test_a_target_that_would_lose_it_is_sent_nothing_before_it_has_processes(pid
         target.news.put(pages.news(News.ATTACHED, value=1))
         sender.wait()
         assert memory_of(pid).keys() <= sent(target, 0)
+
+
+def test_small_areas_go_first_where_nothing_lies_at_the_target(pid: int) -> None:
+    with Memories.of([pid]) as memories:
+        (memory,) = memories.by_inner.values()
+        large = [area for area in memory.areas() if area.length > SMALL]
+    with talking(ahead=True) as (sender, target, _):
+        sender.freeze([pid])
+        sender.begin()
+        sender._await(lambda: sender._has_gone)
+        order = [at for batch in target.batches for at in addresses(batch)]
+
+    is_large = [any(area.start <= at < area.end for area in large) for at in order]
+    assert {True, False} == set(is_large)
+    assert is_large == sorted(is_large)
 
 
 def sent(target: Target, since: int) -> set[int]:

@@ -12,6 +12,8 @@ from pymigrate.migrate.pace import (
     MOST,
     REST,
     SAMPLES,
+    SHARE,
+    SHARED,
     SURELY,
     WORTHWHILE,
     Pace,
@@ -228,3 +230,29 @@ def test_what_nobody_waits_for_is_held_back_while_pages_are_wanted_but_not_for_e
     assert 0 < pace.holds(5.0 + FAVOUR - CALM / 4) < CALM
     pace.wanted(5.0 + FAVOUR)
     assert pace.holds(5.0 + FAVOUR) == 0
+
+
+def test_beside_a_lane_it_goes_slowly_after_that_while_pages_are_wanted() -> None:
+    """Not without a lane, where wanted pages are among what is counted."""
+    alone, beside = Pace(), Pace(lane=True)
+    for pace in (alone, beside):
+        pace.wanted(5.0)
+        now = 5.0 + FAVOUR
+        pace.wanted(now)
+        pace.gone(BATCH, BATCH, now)
+
+    assert 0 == alone.holds(now)
+    assert abs(beside.holds(now) - BATCH / SHARE) < 1e-9
+    assert beside.holds(now + BATCH / SHARE) == 0  # time for the next one
+    beside.gone(BATCH, BATCH, now + 2 * CALM)
+    assert beside.holds(now + 2 * CALM) == 0  # nobody has asked since
+
+
+def test_what_is_very_large_does_not_go_slowly_for_ever() -> None:
+    pace = Pace(lane=True)
+    pace.wanted(5.0)
+    now = 5.0 + FAVOUR + SHARED
+    pace.wanted(now)
+    pace.gone(BATCH, BATCH, now)
+
+    assert 0 == pace.holds(now)

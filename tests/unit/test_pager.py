@@ -154,7 +154,7 @@ def test_after_the_restore_what_is_beside_it_comes_along(
     may_go_on = threading.Event()
     put: queue.Queue[Ready] = queue.Queue()
 
-    def note(run: Ready, _buffer: memoryview) -> None:
+    def note(run: Ready, _buffer: memoryview, *, is_urgent: bool = False) -> None:
         put.put(run)
         may_go_on.wait(PATIENCE)
 
@@ -185,6 +185,24 @@ def test_what_was_on_its_way_when_it_was_asked_for_is_put_in_place_at_once(
     settled(scene.pager, 0x10000, b"abcd")
 
     assert (0x10000 + 2 * PAGE, b"c" * PAGE) == scene.kernel.next()
+
+
+def test_an_answer_is_put_in_place_at_once_and_asked_for_no_more(scene: Scene) -> None:
+    """Also before all processes are there, and while what came with the rest is on its way."""
+    address = 0x10000
+    scene.kernel.wait_for(address)
+    assert (INNER, address) == scene.wanted.get(timeout=PATIENCE)
+    content = b"ab" * PAGE
+
+    with scene.pager.arriving():
+        scene.pager.answer(INNER, address, len(content), memoryview(content))
+        assert (address, content) == scene.kernel.next()
+        scene.pager.answer(INNER, 0x20000, PAGE, None)
+        assert (0x20000, bytes(PAGE)) == scene.kernel.next()
+
+    scene.pager.all_is_said()  # after which what is still waited for is zeros
+    scene.kernel.wait_for(0x30000)
+    assert (0x30000, bytes(PAGE)) == scene.kernel.next()
 
 
 def test_once_all_was_spoken_of_the_rest_is_zeros(scene: Scene) -> None:

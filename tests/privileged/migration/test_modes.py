@@ -14,6 +14,7 @@ from _pytest.mark.structures import ParameterSet
 
 from pymigrate.migrate.cli_migrate import AGENT_NAME
 from pymigrate.migrate.phases import Phase
+from pymigrate.migrate.wanted_sender import PROCESS_NAME as LANE_NAME
 from tests.lab import Client, Host, Lab, images
 from tests.privileged.migration.conftest import ADDRESS, IMPATIENT, PORT, Counter
 
@@ -173,6 +174,7 @@ def test_a_source_that_is_killed_in_any_phase_is_settled_by_recover_with_all_mem
         [sys.executable, DYING, "memory", "root@beta", phase.label, event, mode], check=False
     )
     assert killed.returncode in (-9, 137), killed
+    assert not lanes(alpha)
 
     alpha.pymigrate("recover")
 
@@ -215,6 +217,50 @@ def test_an_agent_that_is_killed_costs_no_memory_and_nobody_waits_for_it(
     }
     home = alpha if move.returncode == 52 else beta
     assert {home.name: ["running"], (beta if home is alpha else alpha).name: []} == rows, text
+    assert intact(home, "recovered")
+
+
+def lanes(host: Host) -> bool:
+    """Wait until no process sends what is waited for; return whether one still does."""
+    gone = f"while pgrep -x {LANE_NAME}; do sleep 0.05; done"
+    return host.run(["timeout", "20", "sh", "-c", gone], check=False).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("line", "signal", "mode"),
+    [
+        *others_long(
+            (line, signal, mode)
+            for line in ("precopied", "shipped", "restored", "committed", "handed-over")
+            for signal in ("KILL", "STOP")
+            for mode in LAZY
+        ),
+        ("handed-over", "KILL", "post"),
+        ("handed-over", "STOP", "post"),
+    ],
+)
+def test_a_lane_whose_process_is_killed_or_stopped_costs_no_memory(
+    lab: Lab, memory: None, line: str, signal: str, mode: str
+) -> None:
+    """A part of the conversation, it ends all of it; who is stopped is missed by the other end."""
+    alpha, beta = lab["alpha"], lab["beta"]
+    if mode == "post":
+        lab.shape(rate="40mbit")  # so that much is still missing
+    command = [sys.executable, IMPATIENT, "migrate", "memory", "root@beta", "--mode", mode]
+    with alpha.popen(command) as move:
+        assert move.stderr is not None
+        while line not in move.stderr.readline():
+            assert move.poll() is None
+        # It may have ended by itself by now: that is one of the moments.
+        alpha.run(["pkill", f"-{signal}", "-x", LANE_NAME], check=False)
+        _, text = move.communicate(timeout=90)
+    lab.shape()
+
+    assert move.returncode in (0, 51, 52), text
+    assert not lanes(alpha)
+    alpha.pymigrate("recover")
+    home, other = (alpha, beta) if move.returncode == 52 else (beta, alpha)
+    assert "memory" not in other.pymigrate("ps", "-a").stdout, text
     assert intact(home, "recovered")
 
 
