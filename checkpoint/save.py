@@ -107,6 +107,8 @@ def save(
                 whole = replace(manifest, lazy=False)  # its memory is in it
                 stream = target.stream
                 archive_writer.write(members, whole, stream, compression, protection, pages)
+                if memory is not None:
+                    memory.store.close()  # what is on no disk yet need not go there before the file
                 saved.size = target.publish()
 
         capture(container, options, store, saved, None if memory is None else memory.looks)
