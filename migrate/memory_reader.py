@@ -87,6 +87,7 @@ class MemoryReader:
         self._hot: list[tuple[int, Addresses]] = []  # what the last round found changed
         self._gone = PageSet()  # FINAL pages that were sent
         self._traced = False
+        self._holding: Sequence[Memory] = ()  # once frozen: zombies hold none
 
     def close(self) -> None:
         """Let go of the processes; may be repeated."""
@@ -107,6 +108,7 @@ class MemoryReader:
         self._traced = traced
         self.memories.close()
         self.memories = Memories.of(pids)
+        self._holding = [each for each in self.memories.by_inner.values() if each.areas()]
 
     def release(self) -> None:
         """Look at all memory from now on: nobody traces the processes any more."""
@@ -139,8 +141,18 @@ class MemoryReader:
             yield
         yield from self._walk_frozen(later)
         if not self._way.is_complete:
+            self._check_all_hold()
             # Nothing of nobody: what was not spoken of until now are zeros.
             self._way.say(self._way.take_buffer(), 0, Stage.FINAL, 0, Runs.of(()))
+
+    def _check_all_hold(self) -> None:
+        """Raise MigrationError if a frozen process was killed: its memory has read as nothing.
+
+        To be asked last. Who is frozen can be killed by cgroup v2 only, and by v1 once thawed.
+        """
+        for memory in self._holding:
+            if not memory.areas():
+                raise _killed(memory.inner)
 
     def _walk_frozen(self, areas: Sequence[tuple[Memory, Area]]) -> Iterator[None]:
         """Say first what holds, which takes no reading where writes are tracked; then the rest."""
@@ -209,14 +221,17 @@ class MemoryReader:
                 f"the target asks for the memory of a process {inner}, there is none"
             )
         near = np.arange(address, address + AROUND * PAGE, PAGE, dtype=np.uint64)
-        if not memory.has_page(address):
+        try:
+            here = memory.has_pages(address, AROUND)
+        except ProcessLookupError as error:
+            raise _killed(inner) from error
+        if not here[0]:
             if self._gone.missing(inner, near[:1])[0]:
                 self._gone.add(inner, near[:1])
                 zero = _one(address, Kind.ZERO)
                 self._way.say(self._way.take_buffer(), 0, Stage.FINAL, inner, zero, urgent=True)
             return
-        there = np.array([memory.has_page(int(each)) for each in near], np.bool_)
-        count = int(np.argmin(there)) or AROUND if not there.all() else AROUND
+        count = AROUND if all(here) else here.index(False)
         self._send_pages(memory, near[:count], Stage.FINAL, urgent=True)
 
     def _send_pages(
@@ -270,6 +285,10 @@ class MemoryReader:
         self._sent.content += counts[Kind.CONTENT]
         self._sent.zero += counts[Kind.ZERO]
         self._sent.same += counts[Kind.SAME]
+
+
+def _killed(inner: int) -> MigrationError:
+    return MigrationError(f"process {inner} was killed while it was frozen: its memory is lost")
 
 
 def _one(address: int, kind: Kind) -> Runs:

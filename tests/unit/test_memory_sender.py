@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 
 import numpy as np
@@ -18,8 +18,8 @@ import pytest
 from pymigrate.migrate.batching import pack
 from pymigrate.migrate.memory_reader import SMALL
 from pymigrate.migrate.memory_sender import MemorySender
-from pymigrate.runtime.errors import Unreachable
-from pymigrate.runtime.memory import Memories, inner_pid
+from pymigrate.runtime.errors import MigrationError, Unreachable
+from pymigrate.runtime.memory import Memories, Memory, inner_pid
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import Speaker
@@ -279,6 +279,28 @@ def test_pages_that_are_kept_move_to_the_front(count: int) -> None:
 
         expected = b"".join(bytes([at + 1]) * 4096 for at in range(count) if kept[at])
         assert (int(kept.sum()), expected) == (left, bytes(content[: len(expected)]))
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_memory_of_a_frozen_process_that_was_killed_is_not_taken_for_zeros(
+    pid: int, wanted: bool
+) -> None:
+    with talking() as (sender, target, _):
+        sender.freeze([pid])
+        inner = inner_pid(pid)
+        with closing(Memory.open(pid)) as memory:
+            address = memory.areas()[0].start
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if wanted:
+            target.news.put(pages.news(News.WANTED, inner=inner, value=address))
+            target.news.join()
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        sender.begin()
+        with pytest.raises(MigrationError, match=f"process {inner} was killed"):
+            sender.wait()
+
+    assert not [batch for batch in target.batches if batch.stage is Stage.FINAL]
 
 
 def test_the_end_is_not_said_amid_a_page_that_is_wanted(pid: int) -> None:
