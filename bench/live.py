@@ -89,8 +89,15 @@ def measure(mib: int, link: Link) -> str:
 class Live:
     """The lab, with everybody ready to move a Redis."""
 
-    def __init__(self, lab: Lab, sizes: Sequence[int], links: Sequence[Link]) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        sizes: Sequence[int],
+        links: Sequence[Link],
+        modes: Sequence[str] = MODES,
+    ) -> None:
         self.lab = lab
+        self.modes = modes
         self.sizes = sizes
         self.links = links
         self.unavailable: dict[str, str] = {}
@@ -129,7 +136,7 @@ class Live:
         """List our moves, in the order of a round; the first few warm the machine up."""
         for ours in self._ours:
             for link in self.links:
-                for mode in MODES:
+                for mode in self.modes:
                     act = partial(self._once, ours.mib, link, ours, partial(ours.move, mode))
                     yield Episode("pymigrate", mode, (measure(ours.mib, link),), act)
 
@@ -288,6 +295,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of the Redis' data (default: 64MiB 1GiB)",
     )
     parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=MODES, help="of our moves (default: all)"
+    )
+    parser.add_argument(
         "--links",
         nargs="+",
         choices=LINKS,
@@ -300,7 +310,9 @@ def run(arguments: argparse.Namespace, tell: Tell) -> Found:
     """Measure what is asked for; the others take one turn, since theirs is a matter of seconds."""
     links = [LINKS[name] for name in arguments.links]
     with ExitStack() as stack:
-        scene = Live(stack.enter_context(Lab(("alpha", "beta"))), arguments.sizes, links)
+        scene = Live(
+            stack.enter_context(Lab(("alpha", "beta"))), arguments.sizes, links, arguments.modes
+        )
         scene.prepare(stack)
         ours = [*scene.ours()]
         interleave(ours[:WARMING], 0, tell=tell)

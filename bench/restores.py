@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from bench.workload import PATIENCE, Ticker, Workload
 from tests.lab import Lab
 
 ARCHIVE = Path("/srv/bench/pymigrate/restores.tar.zst")
+WAYS = ("archive-lazy", "archive-eager", "snapshot-lazy", "snapshot-eager")
 STEP = 0.002  # seconds between two looks at whether all is there
 
 
@@ -38,8 +39,9 @@ class Restores:
     What is restored is made anew each time, and not measured.
     """
 
-    def __init__(self, scene: Scene, mib: int) -> None:
+    def __init__(self, scene: Scene, mib: int, ways: Sequence[str] = WAYS) -> None:
         self._scene = scene
+        self._ways = ways
         self._workload = Workload(mib)
         self._host = scene.lab["alpha"]
 
@@ -49,6 +51,8 @@ class Restores:
             if isinstance(subject, Pymigrate):
                 for source in (self._archive(), self._snapshot()):
                     for how in ("lazy", "eager"):
+                        if f"{source.name}-{how}" not in self._ways:
+                            continue
                         words = () if how == "lazy" else ("--eager",)
                         bring = partial(self._host.pymigrate, *source.restore, *words)
                         yield self._episode(subject, f"{source.name} {how}", source.keep, bring)
@@ -150,6 +154,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[64, 1024, 4096],
         help="of the workload's memory (default: 64MiB 1GiB 4GiB)",
     )
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="of ours (default: all)"
+    )
+    names = ["pymigrate", "podman", "runc"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
 
 
 def run(arguments: argparse.Namespace, tell: Tell) -> Found:
@@ -157,11 +166,13 @@ def run(arguments: argparse.Namespace, tell: Tell) -> Found:
     with ExitStack() as stack:
         scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), max(arguments.sizes))
         scene.prepare(stack)
-        rows = interleave(
-            [each for mib in arguments.sizes for each in Restores(scene, mib).episodes()],
-            arguments.runs,
-            tell=tell,
-        )
+        episodes = [
+            each
+            for mib in arguments.sizes
+            for each in Restores(scene, mib, arguments.ways).episodes()
+            if each.subject in arguments.only
+        ]
+        rows = interleave(episodes, arguments.runs, tell=tell)
     settings = {"runs": arguments.runs, "memory_mib": max(arguments.sizes)}
     return Found(rows, scene.versions, settings, scene.unavailable)
 
