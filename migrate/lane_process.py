@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pymigrate.migrate.wanted_sender import LONGEST
-from pymigrate.runtime import daemon
+from pymigrate.runtime import daemon, priority
 from pymigrate.runtime.errors import MigrationError, Unreachable
 from pymigrate.transport.lane import Way
 
@@ -47,7 +47,7 @@ class LaneProcess:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             try:
-                pid = daemon.start(PROGRAM, [], its, title="", fork=False)
+                pid = daemon.start(PROGRAM, [], its, title="", fork=False, aside=True)
             except BaseException:
                 ours.close()
                 raise
@@ -69,7 +69,8 @@ class LaneProcess:
         return word == "connected"
 
     def serve(self, pids: Sequence[int]) -> None:
-        """Have it answer for the memory of these processes, which stand still."""
+        """Have it answer for the memory of these processes, which stand still: clients wait."""
+        priority.bring_back(self._pid)
         with contextlib.suppress(BrokenPipeError):  # `hear` tells that it has ended
             for at in range(0, len(pids), _AT_ONCE):
                 self._connection.send(json.dumps(pids[at : at + _AT_ONCE]).encode())

@@ -10,6 +10,7 @@ it is told to by the connection, and ends when that is closed instead.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -27,19 +28,26 @@ _ENVIRONMENT = {"PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin", "LANG":
 
 
 def start(
-    program: str, arguments: Sequence[str], connection: socket.socket, *, title: str, fork: bool
+    program: str,
+    arguments: Sequence[str],
+    connection: socket.socket,
+    *,
+    title: str,
+    fork: bool,
+    aside: bool = False,
 ) -> int | None:
     """Start the module with its end of a connection; returns the PID, to be waited for, at once.
 
     An interpreter of its own takes 50 ms of processor time. With ``fork`` it is a fork of the
     caller instead; of a caller with threads, which a fork would lose, it is not. ``title`` is what
-    the fork is then called in lists of processes.
+    the fork is then called in lists of processes. It may use all processors, but with ``aside``
+    only those that the caller uses now: see priority.py.
 
     Raises:
         OSError: there can be no more processes.
 
     """
-    with priority.wholly():
+    with contextlib.nullcontext() if aside else priority.wholly():
         if fork and _has_one_thread():
             return _fork(program, arguments, connection, title)
         return _spawn(program, arguments, connection.fileno())

@@ -84,10 +84,17 @@ def wholly() -> Iterator[None]:
         os.sched_setaffinity(0, aside)
 
 
-def _use(processors: set[int]) -> None:
+def bring_back(pid: int) -> None:
+    """Have a process that stepped aside with us use all that we use; nothing if it has ended."""
+    with contextlib.suppress(FileNotFoundError):
+        _use(os.sched_getaffinity(0), pid)
+
+
+def _use(processors: set[int], pid: int | None = None) -> None:
     """Have all threads use these; those that are made meanwhile have what their maker has."""
     seen: set[str] = set()
-    while fresh := set(os.listdir("/proc/self/task")) - seen:  # noqa: PTH208 - names are numbers
+    tasks = f"/proc/{'self' if pid is None else pid}/task"
+    while fresh := set(os.listdir(tasks)) - seen:  # noqa: PTH208 - names are numbers
         for thread in fresh:
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread), processors)

@@ -127,3 +127,31 @@ def test_who_has_not_stepped_aside_starts_programs_as_ever(whole: set[int]) -> N
             assert os.sched_getaffinity(0) == some
     finally:
         os.sched_setaffinity(0, whole)
+
+
+def test_a_child_that_is_aside_comes_back_with_all_its_threads(whole: set[int]) -> None:
+    aside = priority.left_for_others(whole, whole)
+    program = (
+        "import os, threading\n"
+        "go = threading.Event()\n"
+        "def say(): print(sorted(os.sched_getaffinity(0)), flush=True)\n"
+        "threading.Thread(target=lambda: (go.wait(), say())).start()\n"
+        "say(); input(); go.set()\n"
+    )
+    priority.step_aside(whole)
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().strip() == str(sorted(aside))
+        priority.come_back()
+        priority.bring_back(child.pid)
+        said, _ = child.communicate("\n")
+
+    assert said.strip() == str(sorted(whole))
+
+
+def test_a_child_that_has_ended_needs_nothing() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    priority.bring_back(child.pid)
