@@ -8,6 +8,7 @@ else knows, so a program cannot choose pages that collide.
 
 from __future__ import annotations
 
+import enum
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ Addresses = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Hashes = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+States = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 _NONE: Indices = np.zeros(0, np.int64)
+_UNKNOWN: States = np.zeros(BLOCK, np.uint8)
+_ABSENT: Flags = np.zeros(BLOCK, np.bool_)
 
 
 def expanded(begins: Addresses, counts: Addresses) -> Addresses:
@@ -43,6 +47,14 @@ def zero_pages(content: memoryview) -> Flags:
     maybe = np.flatnonzero(zeros)  # few, but for those that are
     zeros[maybe] = np.bitwise_or.reduce(words[maybe], axis=1) == 0
     return np.asarray(zeros)
+
+
+class State(enum.IntEnum):
+    """What is known of a page that was sent; all that need be looked at if it was not written."""
+
+    UNKNOWN = 0
+    CONTENT = 1
+    ZEROS = 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,7 @@ class _Block:
     def __init__(self) -> None:
         self.pages: Hashes = np.zeros((BLOCK, 2), np.uint64)
         self.groups: Hashes = np.zeros((BLOCK // GROUP, 2), np.uint64)
+        self.states: States = np.zeros(BLOCK, np.uint8)
 
 
 class KnownPages:
@@ -115,14 +128,11 @@ class KnownPages:
         zeros = np.asarray((hashes == self._zero).all(axis=1))
         return Compared(zeros, unchanged & ~zeros, hashes, firsts, groups)
 
-    def recall(self, inner: int, addresses: Addresses) -> tuple[Flags, Flags]:
-        """Say of pages that were not read again whether they are known, and which are zeros."""
-        hashes = np.zeros((len(addresses), 2), np.uint64)
-        for block, which, slots in split(addresses):
-            known = self._blocks.get((inner, block))
-            if known is not None:
-                hashes[which] = known.pages[slots]
-        return hashes[:, 0] != 0, np.asarray((hashes == self._zero).all(axis=1))
+    def states(self, inner: int, blocks: Sequence[int]) -> States:
+        """Return what is known of each page of some blocks, one behind the other: see `State`."""
+        get = self._blocks.get
+        known = (get((inner, block)) for block in blocks)
+        return np.concatenate([_UNKNOWN if each is None else each.states for each in known])
 
     def processes(self) -> list[int]:
         """List the processes of which anything was known."""
@@ -134,6 +144,7 @@ class KnownPages:
             known = self._blocks.get((inner, block))
             if known is not None:
                 known.pages[slots] = 0
+                known.states[slots] = State.UNKNOWN
                 known.groups[slots // GROUP] = 0
 
     def forget_process(self, inner: int) -> None:
@@ -143,9 +154,11 @@ class KnownPages:
 
     def learn(self, inner: int, addresses: Addresses, seen: Compared) -> None:
         """Remember that all of this is sent, or was before; zeros need no sending."""
+        states = np.where(seen.zeros, np.uint8(State.ZEROS), np.uint8(State.CONTENT))
         for block, which, slots in split(addresses):
             known = self._blocks.setdefault((inner, block), _Block())
             known.pages[slots] = seen.hashes[which]
+            known.states[slots] = states[which]
             known.groups[slots // GROUP] = 0  # or it would still vouch for what was there before
         for block, which, slots in split(addresses[seen.firsts]):
             self._blocks[inner, block].groups[slots // GROUP] = seen.groups[which]
@@ -194,9 +207,16 @@ class PageSet:
         for block, _, slots in split(addresses):
             self._blocks.setdefault((inner, block), np.zeros(BLOCK, np.bool_))[slots] = True
 
-    def discard(self, inner: int, addresses: Addresses) -> None:
-        """Take ascending addresses out of the set."""
-        for block, _, slots in split(addresses):
+    def flags(self, inner: int, blocks: Sequence[int]) -> Flags:
+        """Say of each page of some blocks, one behind the other, whether it is in the set."""
+        get = self._blocks.get
+        return np.concatenate([get((inner, block), _ABSENT) for block in blocks])
+
+    def add_flags(self, inner: int, blocks: Sequence[int], flags: Flags) -> None:
+        """Put those pages of some blocks into the set whose flag is set; as `flags` gives them."""
+        for block, some in zip(blocks, flags.reshape(-1, BLOCK), strict=True):
             known = self._blocks.get((inner, block))
-            if known is not None:
-                known[slots] = False
+            if known is None:
+                self._blocks[inner, block] = some.copy()
+            else:
+                known |= some

@@ -18,7 +18,8 @@ from pymigrate.checkpoint.known_pages import BLOCK, PAGE, Addresses, expanded, s
 from pymigrate.runtime.errors import NoSpace
 
 _SPARE = 1024
-_AT_ONCE = 1 << 18  # pages
+_AT_ONCE = 1 << 18  # pages that are remembered one by one
+_LONG = 48  # pages of a run on average, from which on that takes longer than one run after another
 
 
 class Content(enum.IntEnum):
@@ -76,7 +77,8 @@ class ReadyPages:
                 addresses.tolist(), lengths.tolist(), contents.tolist(), strict=True
             )
         ]
-        if int(pages.sum()) > _AT_ONCE:  # it may be any number that somebody has sent
+        total = int(pages.sum())  # any number that somebody has sent
+        if total > _AT_ONCE or total > _LONG * len(runs):
             for run in runs:
                 self.add(run)
             return

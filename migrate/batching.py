@@ -48,24 +48,24 @@ def batches(ranges: Iterable[Range], most: Callable[[], int]) -> Iterator[list[R
         yield batch
 
 
-def pieces(regions: Regions, most: int) -> Iterator[Addresses]:
-    """Yield the addresses of all pages of regions, at most so many at once."""
+def pieces(regions: Regions, most: int, pages: int) -> Iterator[Regions]:
+    """Cut ascending regions into lists of at most so many of them, and of at most so many pages."""
     for first in range(0, len(regions), most):
         some = regions[first : first + most]
-        begins, counts = some[:, 0], (some[:, 1] - some[:, 0]) // PAGE
+        counts = ((some[:, 1] - some[:, 0]) // PAGE).astype(np.int64)
         ends = np.cumsum(counts)
+        begins = ends - counts
         done, total = 0, int(ends[-1])
         while done < total:
             # From the region in which the next page is, to that in which the last one is.
-            end = min(done + most, total)
+            end = min(done + pages, total)
             here = slice(
                 int(np.searchsorted(ends, done, "right")), int(np.searchsorted(ends, end)) + 1
             )
-            skipped = np.maximum(done - (ends[here] - counts[here]).astype(np.int64), 0)
-            taken = np.minimum(ends[here], end).astype(np.int64) - np.maximum(
-                (ends[here] - counts[here]).astype(np.int64), done
-            )
-            yield expanded(begins[here] + skipped.astype(np.uint64) * PAGE, taken.astype(np.uint64))
+            skipped = np.maximum(done - begins[here], 0).astype(np.uint64)
+            left = np.maximum(ends[here] - end, 0).astype(np.uint64)
+            starts = some[here, 0] + skipped * PAGE
+            yield np.stack([starts, some[here, 1] - left * PAGE], axis=1)
             done = end
 
 

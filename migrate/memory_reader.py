@@ -13,7 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from pymigrate.checkpoint.known_pages import Addresses, KnownPages, PageSet, zero_pages
+from pymigrate.checkpoint.known_pages import (
+    Addresses,
+    KnownPages,
+    PageSet,
+    State,
+    zero_pages,
+)
+from pymigrate.checkpoint.page_grid import Grid
 from pymigrate.migrate.batching import (
     Kinds,
     addresses_of,
@@ -25,12 +32,13 @@ from pymigrate.migrate.batching import (
 )
 from pymigrate.migrate.progress import Sent
 from pymigrate.runtime.errors import MigrationError
-from pymigrate.runtime.memory import Area, Memories, Memory, Range
+from pymigrate.runtime.memory import Area, Memories, Memory, Range, Regions
 from pymigrate.runtime.write_tracking import WriteTracking
 from pymigrate.transport import pages
 from pymigrate.transport.pages import PAGE, Kind, Run, Runs, Stage
 
 _RECALLED = 1 << 16  # pages of which it is said in one step that they hold
+_REGIONS = 1 << 12  # in which these are: each is a block of a grid at least
 SMALL = 2 << 20  # bytes of an area that goes before larger ones
 AROUND = 8  # pages that go with a wanted one
 
@@ -160,10 +168,9 @@ class MemoryReader:
         for memory, some in itertools.groupby(areas, key=lambda each: each[0]):
             sorted_areas = [self._tracking.sort(memory, area) for _, area in some]
             others.append((memory, itertools.chain.from_iterable(rest for _, rest in sorted_areas)))
-            for addresses in pieces(
-                np.concatenate([clean for clean, _ in sorted_areas]), _RECALLED
-            ):
-                unknown = self._say_held(memory.inner, addresses)
+            clean = np.concatenate([regions for regions, _ in sorted_areas])
+            for regions in pieces(clean, _REGIONS, _RECALLED):
+                unknown = self._say_held(memory.inner, regions)
                 if len(unknown):
                     others.append((memory, ranges_of(unknown)))
                 yield
@@ -196,21 +203,28 @@ class MemoryReader:
             self._send_pages(memory, left[there], Stage.FINAL)
             yield
 
-    def _say_held(self, inner: int, addresses: Addresses) -> Addresses:
+    def _say_held(self, inner: int, regions: Regions) -> Addresses:
         """Say of pages that were not written that they hold; return those that were never sent."""
-        addresses = addresses[self._gone.missing(inner, addresses)]
-        known, zeros = self.known.recall(inner, addresses)
-        held = addresses[known]
-        if len(held):
-            kinds = np.where(zeros[known], np.uint8(Kind.ZERO), np.uint8(Kind.SAME))
-            self._gone.add(inner, held)
-            self._count(kinds, Stage.FINAL)
-            self._sent.looked += len(held)
-            said = table(held, kinds)
+        grid = Grid(regions)
+        blocks = grid.blocks
+        left = grid.inside & ~self._gone.flags(inner, blocks)
+        states = self.known.states(inner, blocks)
+        unknown = grid.addresses(np.flatnonzero(left & (states == State.UNKNOWN)))
+        states[~left] = State.UNKNOWN
+        addresses, counts, states_of_runs = grid.runs(states)
+        if len(addresses):
+            self._gone.add_flags(inner, blocks, states != State.UNKNOWN)
+            zeros = states_of_runs == State.ZEROS
+            zero = int(counts[zeros].sum())
+            self._sent.zero += zero
+            self._sent.same += int(counts.sum()) - zero
+            self._sent.looked += int(counts.sum())
+            kinds = np.where(zeros, np.uint8(Kind.ZERO), np.uint8(Kind.SAME))
+            said = Runs.made_of(addresses, counts, kinds)
             for at in range(0, len(said), pages.MAX_RUNS):
                 some = said[at : at + pages.MAX_RUNS]
                 self._way.say(self._way.take_buffer(), 0, Stage.FINAL, inner, some)
-        return addresses[~known]
+        return unknown
 
     def send_wanted(self, inner: int, address: int) -> None:
         """Send the page that a process waits for, with those behind it."""

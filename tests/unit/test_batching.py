@@ -38,12 +38,15 @@ def test_ranges_are_cut_into_batches_and_none_is_lost(some: list[Range], most: i
     assert all(0 < len(pages_of(batch)) <= most for batch in cut)
 
 
-@given(ranges(), st.integers(1, 50))
-def test_regions_are_cut_into_pieces_and_none_is_lost(some: list[Range], most: int) -> None:
+@given(ranges(), st.integers(1, 5), st.integers(1, 50))
+def test_regions_are_cut_into_pieces_and_none_is_lost(
+    some: list[Range], most: int, pages: int
+) -> None:
     regions = np.array([(each.start, each.end) for each in some], np.uint64).reshape(-1, 2)
-    cut = [piece.tolist() for piece in pieces(regions, most)]
-    assert pages_of(some) == [at for piece in cut for at in piece]
+    cut = [[Range(*edges) for edges in piece.tolist()] for piece in pieces(regions, most, pages)]
+    assert pages_of(some) == [at for piece in cut for at in pages_of(piece)]
     assert all(0 < len(piece) <= most for piece in cut)
+    assert all(0 < len(pages_of(piece)) <= pages for piece in cut)
 
 
 @given(ranges())

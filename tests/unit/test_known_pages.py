@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pymigrate.checkpoint.known_pages import BLOCK, GROUP, PAGE, KnownPages, PageSet, zero_pages
+from pymigrate.checkpoint.known_pages import (
+    BLOCK,
+    GROUP,
+    PAGE,
+    KnownPages,
+    PageSet,
+    State,
+    zero_pages,
+)
 
 NUMBERS = st.sets(st.integers(0, 4 * BLOCK), min_size=1, max_size=40).map(sorted)
 
@@ -103,8 +111,50 @@ def test_a_set_of_pages_is_a_set(first: list[int], second: list[int], asked: lis
     pages = PageSet()
     pages.add(1, at(first))
     pages.add(1, at(second))
-    pages.discard(1, at(second))
-    left = set(first) - set(second)
+    there = {*first, *second}
 
-    assert [number not in left for number in asked] == pages.missing(1, at(asked)).tolist()
+    assert [number not in there for number in asked] == pages.missing(1, at(asked)).tolist()
     assert pages.missing(2, at(asked)).all()
+
+
+@given(NUMBERS, NUMBERS)
+def test_whole_blocks_of_a_set_are_told_and_added(first: list[int], second: list[int]) -> None:
+    blocks = [0, 2, 4]
+    there = at(
+        sorted({*first, *second} - set(range(BLOCK, 2 * BLOCK)) - set(range(3 * BLOCK, 4 * BLOCK)))
+    )
+    pages, others = PageSet(), PageSet()
+    pages.add(1, at(first))
+    others.add(1, at(second))
+
+    pages.add_flags(1, blocks, others.flags(1, blocks))
+
+    flags = pages.flags(1, blocks)
+    assert len(blocks) * BLOCK == len(flags)
+    places = np.flatnonzero(flags)
+    assert (
+        there.tolist()
+        == ((np.array(blocks)[places // BLOCK] * BLOCK + places % BLOCK) * PAGE).tolist()
+    )
+    assert not pages.flags(2, blocks).any()
+
+
+@given(MEMORY, MEMORY, NUMBERS)
+def test_what_is_known_is_told_by_blocks(
+    first: list[int], second: list[int], forgotten: list[int]
+) -> None:
+    known = KnownPages()
+    expected = [State.UNKNOWN] * BLOCK
+    for memory in (first, second):
+        addresses, content = pages_of(memory)
+        known.learn(7, addresses, known.compare(7, addresses, content))
+        for number, value in enumerate(memory):
+            if value:
+                expected[number] = State.ZEROS if value == 3 else State.CONTENT
+    known.forget(7, at(forgotten))
+    for number in forgotten:
+        if number < BLOCK:
+            expected[number] = State.UNKNOWN
+
+    assert [*expected, *[State.UNKNOWN] * BLOCK] == known.states(7, [0, 9]).tolist()
+    assert not known.states(8, [0]).any()
