@@ -23,7 +23,9 @@ class Grid:
         firsts, ends = regions[:, 0] // PAGE, regions[:, 1] // PAGE
         begins, counts = firsts // BLOCK, (ends - 1) // BLOCK - firsts // BLOCK + 1
         numbers = np.repeat(begins - np.cumsum(counts) + counts, counts.astype(np.int64))
-        self._blocks = np.unique(numbers + np.arange(len(numbers), dtype=np.uint64))
+        numbers += np.arange(len(numbers), dtype=np.uint64)
+        # They ascend. np.unique and its like load 15 ms of numpy when they are called first.
+        self._blocks = numbers[np.append(True, numbers[1:] != numbers[:-1])]
         places = np.searchsorted(self._blocks, begins) * BLOCK + (firsts % BLOCK).astype(np.int64)
         edges = np.zeros(len(self._blocks) * BLOCK + 1, np.int8)
         edges[places] += 1
@@ -46,9 +48,10 @@ class Grid:
 
         Pages of state 0 are in none.
         """
-        gaps = np.flatnonzero(np.diff(self._blocks) != 1) + 1
-        begins = np.union1d(np.flatnonzero(np.diff(states)) + 1, gaps * BLOCK)
-        begins = np.concatenate([np.zeros(1, np.int64), begins])
+        is_begin = np.ones(len(states), np.bool_)
+        is_begin[1:] = states[1:] != states[:-1]
+        is_begin[::BLOCK][1:] |= np.diff(self._blocks) != 1
+        begins = np.flatnonzero(is_begin)
         counts = np.diff(begins, append=len(states))
         said = states[begins] != 0
         begins, counts = begins[said], counts[said]

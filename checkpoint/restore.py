@@ -70,6 +70,7 @@ def prepare(container: Container, *, inside: bool = False) -> PreparedRestore:
             lambda argv, fds: supervision.spawn(argv, fds, in_cgroup=True, in_network=inside),
             passed,
         )
+        supervision.expect_restore()  # while that CRIU starts
         inside = (
             inside
             and netns is not None

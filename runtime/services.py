@@ -36,6 +36,7 @@ class Services:
     def operations(self) -> dict[str, Operation]:
         """Return what clients can ask of us."""
         return {
+            "expect_restore": self._expect_restore,
             "lend": self._lend,
             "mntns": self._mntns,
             "mount": self._mount,
@@ -44,6 +45,10 @@ class Services:
             "spawn": self._spawn,
             "stdio": self._stdio,
         }
+
+    def _expect_restore(self, _client: socket.socket, _fields: Fields, _fds: list[int]) -> Reply:
+        self._around.expect_restore()
+        return Reply()
 
     def _mount(self, _client: socket.socket, _fields: Fields, _fds: list[int]) -> Reply:
         self._around.mount()

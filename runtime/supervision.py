@@ -76,6 +76,10 @@ class Supervision:
         """Hang up."""
         self.close()
 
+    def expect_restore(self) -> None:
+        """Have the supervisor load what a restore takes, while nobody waits for it yet."""
+        self._ask("expect_restore")
+
     def mount(self) -> None:
         """Mount the container's overlay at rootfs/ in the supervisor's mounts; idempotent.
 
