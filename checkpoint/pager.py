@@ -346,13 +346,22 @@ class Pager:
             self._catch_up(inner)
 
     def settle_all(
-        self, inner: int, addresses: Addresses, pages: Addresses, contents: Addresses
+        self,
+        inner: int,
+        addresses: Addresses,
+        pages: Addresses,
+        contents: Addresses,
+        *,
+        soon: bool = False,
     ) -> None:
-        """Do so for many runs of pages of one process, by ascending addresses."""
+        """Do so for many runs of pages of one process, by ascending addresses.
+
+        What will be needed ``soon`` goes before all that is not.
+        """
         if (contents == Content.ASIDE).any() and not self._early.holds(inner):
             raise ProtocolError(f"pages of process {inner} were never sent")
         with self._placing:
-            self._ready.add_all(inner, addresses, pages, contents)
+            self._ready.add_all(inner, addresses, pages, contents, soon=soon)
             self._catch_up(inner)
 
     def all_is_said(self) -> None:

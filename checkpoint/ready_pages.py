@@ -2,6 +2,7 @@
 
 The source says of pages that they hold, or sends them for good, from its freeze on; the processes
 they belong to are restored some 100 ms later. So what is to be put in place then is remembered.
+What was sent was written last, and will be needed first.
 """
 
 from __future__ import annotations
@@ -43,22 +44,23 @@ class Ready:
 
 
 class ReadyPages:
-    """What is ready, in the order in which it was said. For several threads."""
+    """What is ready, by and by: first what is needed soon. For several threads."""
 
     def __init__(self, most: int) -> None:
         """Begin empty; ``most`` bounds of how many pages it may be said, one by one."""
         self._room = most + _SPARE
         self._lock = threading.Lock()
         self._runs: deque[Ready] = deque()
+        self._soon: deque[Ready] = deque()
         self._blocks: dict[tuple[int, int], np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
 
-    def add(self, run: Ready) -> None:
+    def add(self, run: Ready, *, soon: bool = False) -> None:
         """Remember pages; what was said of them before is forgotten.
 
         Raises NoSpace over the bound.
         """
         with self._lock:
-            self._runs.append(run)
+            (self._soon if soon else self._runs).append(run)
             at, end = run.address // PAGE, (run.address + run.length) // PAGE
             while at < end:
                 block, slot = divmod(at, BLOCK)
@@ -67,7 +69,13 @@ class ReadyPages:
                 at += count
 
     def add_all(
-        self, inner: int, addresses: Addresses, pages: Addresses, contents: Addresses
+        self,
+        inner: int,
+        addresses: Addresses,
+        pages: Addresses,
+        contents: Addresses,
+        *,
+        soon: bool = False,
     ) -> None:
         """Remember many runs of pages of one process, by ascending addresses; as `add` does."""
         lengths = pages * PAGE
@@ -80,11 +88,11 @@ class ReadyPages:
         total = int(pages.sum())  # any number that somebody has sent
         if total > _AT_ONCE or total > _LONG * len(runs):
             for run in runs:
-                self.add(run)
+                self.add(run, soon=soon)
             return
         kinds = np.repeat(contents.astype(np.uint8), pages.astype(np.int64))
         with self._lock:
-            self._runs.extend(runs)
+            (self._soon if soon else self._runs).extend(runs)
             for block, which, slots in split(expanded(addresses, pages)):
                 self._block(inner, block)[slots] = kinds[which]
 
@@ -99,13 +107,14 @@ class ReadyPages:
     def take(self, most: int) -> Ready | None:
         """Take at most so many bytes of what was said first; None if nothing is left."""
         with self._lock:
-            if not self._runs:
+            runs = self._soon or self._runs
+            if not runs:
                 return None
-            run = self._runs.popleft()
+            run = runs.popleft()
             if run.length <= most:
                 return run
             rest = Ready(run.inner, run.address + most, run.length - most, run.content)
-            self._runs.appendleft(rest)
+            runs.appendleft(rest)
             return Ready(run.inner, run.address, most, run.content)
 
     def find(self, inner: int, address: int, around: int = PAGE) -> list[Ready]:

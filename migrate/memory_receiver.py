@@ -13,7 +13,7 @@ from pymigrate.runtime.supervision import Supervision
 from pymigrate.transport import messages as m
 from pymigrate.transport import pages
 from pymigrate.transport.conversation import Listener
-from pymigrate.transport.pages import PAGE, Batch, Kind, News, Stage
+from pymigrate.transport.pages import PAGE, Batch, Kind, News, Runs, Stage
 
 TOLD = 4 << 20  # bytes after which it is told at the latest that they were taken
 
@@ -81,18 +81,25 @@ def _asks(batch: Batch) -> bool:
 
 
 def _take(pager: Pager, batch: Batch) -> None:
-    runs, is_final = batch.runs, batch.stage is Stage.FINAL
-    here = runs.only(Kind.CONTENT)
+    is_final = batch.stage is Stage.FINAL
+    here, others = batch.runs.only(Kind.CONTENT), batch.runs.only(Kind.ZERO, Kind.SAME)
     if is_final and pager.is_attached:
         pager.fill_all(batch.inner, here.addresses, here.pages, batch.content)
-        runs = runs.only(Kind.ZERO, Kind.SAME)
     else:
         at = 0
         for run in here:
             pager.put_aside(batch.inner, run.address, batch.content[at : at + run.pages * PAGE])
             at += run.pages * PAGE
+        if is_final:
+            _settle(pager, batch.inner, here, soon=True)
     if is_final and not len(batch.runs):
         pager.all_is_said()
     elif is_final:
+        _settle(pager, batch.inner, others, soon=False)
+
+
+def _settle(pager: Pager, inner: int, runs: Runs, *, soon: bool) -> None:
+    if len(runs):
         contents = np.where(runs.kinds == Kind.ZERO, Content.ZERO, Content.ASIDE)
-        pager.settle_all(batch.inner, runs.addresses, runs.pages, contents.astype(np.uint64))
+        given = runs.addresses, runs.pages, contents.astype(np.uint64)
+        pager.settle_all(inner, *given, soon=soon)

@@ -34,6 +34,7 @@ from pymigrate.migrate.memory_reader import MemoryReader
 from pymigrate.migrate.outbox import Outbox, Piece
 from pymigrate.migrate.pace import Pace
 from pymigrate.migrate.progress import Sent
+from pymigrate.runtime import priority
 from pymigrate.runtime.errors import PymigrateError
 from pymigrate.runtime.memory import Memories
 from pymigrate.transport import compression, pages
@@ -89,7 +90,7 @@ class MemorySender:
         self._changed = threading.Condition()
         self._wanted: deque[tuple[int, int]] = deque()
         self._work: Iterator[None] | None = None
-        self._pace = Pace(limit, lane=lane is not None)
+        self._pace = Pace(limit, lane=lane is not None, processors=priority.processors())
         self._begun = False
         self._ends = False  # all was begun, and the target is to be told when it has gone
         self._all_read = False

@@ -9,7 +9,8 @@ and given up now and then.
 A process that was just restored waits for a hundred pages one after the other, and would for each
 behind what is on its way. So in its first second what nobody waits for is held back while it asks.
 Where wanted pages have a lane they wait behind nothing, but for a processor: so what nobody waits
-for goes more slowly after that, for as long as there are many.
+for goes more slowly after that, for as long as there are many. One processor is left to the
+container; hosts that containers move between are taken to have about as many.
 """
 
 from __future__ import annotations
@@ -34,18 +35,22 @@ GAIN = 1.1  # times as many pages as before, at least, or it is given up
 REST = 512  # batches until it is tried again
 CALM = 0.01  # seconds without a page that is wanted, after which what nobody waits for goes on
 FAVOUR = 1.0  # seconds in which it is held back so, from the first page that is wanted
-SHARE = 220e6  # bytes a second of it that go after that, while pages are wanted by a lane
+SHARE = 220e6  # bytes a second of it for each processor but one, while pages are wanted by a lane
 SHARED = 30.0  # seconds after which all goes as fast as it can: there may be very much of it
 
 
 class Pace:
     """Counts what is sent and taken: bytes of batches, and what these were on the wire."""
 
-    def __init__(self, limit: float | None = None, *, lane: bool = False) -> None:
+    def __init__(
+        self, limit: float | None = None, *, lane: bool = False, processors: int = 2
+    ) -> None:
         """Begin with nothing on its way; ``limit`` in bytes a second is the most that may go.
 
-        With a ``lane`` nothing that is wanted is counted here.
+        With a ``lane`` nothing that is wanted is counted here. ``processors`` are those that we
+        may use.
         """
+        self._share = SHARE * max(1, processors - 1)
         self._shared = SHARED if lane else 0.0
         self._limited = limit is not None and limit < WORTHWHILE
         self.level: int | None = LEVEL if self._limited else None
@@ -95,7 +100,7 @@ class Pace:
 
     def gone(self, size: int, wire: int, now: float = 0.0) -> None:
         """Note that a batch is sent, at a time in seconds."""
-        self._next = now + size / SHARE
+        self._next = now + size / self._share
         self._sent += size
         self._in_flight += wire
         self._on_wire.append((self._sent, wire))

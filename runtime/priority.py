@@ -67,6 +67,11 @@ def come_back() -> None:
         _use(whole)
 
 
+def processors() -> int:
+    """Return how many processors we may use when we have not stepped aside."""
+    return len(os.sched_getaffinity(0) if _whole is None else _whole)
+
+
 @contextlib.contextmanager
 def wholly() -> Iterator[None]:
     """Let the calling thread use all processors while the block runs, and what it starts for good.

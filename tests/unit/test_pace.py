@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pymigrate.migrate.pace import (
     BEGINNING,
     CALM,
@@ -246,6 +248,17 @@ def test_beside_a_lane_it_goes_slowly_after_that_while_pages_are_wanted() -> Non
     assert beside.holds(now + BATCH / SHARE) == 0  # time for the next one
     beside.gone(BATCH, BATCH, now + 2 * CALM)
     assert beside.holds(now + 2 * CALM) == 0  # nobody has asked since
+
+
+@pytest.mark.parametrize(("processors", "times"), [(1, 1), (2, 1), (4, 3), (64, 63)])
+def test_with_more_processors_it_goes_faster(processors: int, times: int) -> None:
+    pace = Pace(lane=True, processors=processors)
+    pace.wanted(5.0)
+    now = 5.0 + FAVOUR
+    pace.wanted(now)
+    pace.gone(BATCH, BATCH, now)
+
+    assert abs(pace.holds(now) - BATCH / SHARE / times) < 1e-9
 
 
 def test_what_is_very_large_does_not_go_slowly_for_ever() -> None:

@@ -45,8 +45,8 @@ def test_runs_say_of_each_page_its_state_and_are_as_few_as_can_be(
     grid = Grid(laid_out(some))
     seed = data.draw(st.integers(0, 1 << 32))
     values = np.random.default_rng(seed)
-    states = np.repeat(values.integers(0, 3, len(grid.inside)), values.integers(1, 90))
-    states = states[: len(grid.inside)].astype(np.uint8)
+    several = np.repeat(values.integers(0, 3, len(grid.inside)), values.integers(1, 90))
+    states = np.asarray(several[: len(grid.inside)], np.uint8)
     states[~grid.inside] = 0
 
     begins, counts, found = (each.tolist() for each in grid.runs(states))

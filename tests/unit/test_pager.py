@@ -272,6 +272,19 @@ def test_pieces_make_up_what_was_said(most: int) -> None:
     assert pages_of(runs) == pages_of(iter(partial(ready.take, most * PAGE), None))
 
 
+@pytest.mark.parametrize("pages", [1, 1000])  # told one by one, and by runs
+def test_what_is_needed_soon_goes_before_what_was_said_earlier(pages: int) -> None:
+    ready = ReadyPages(1 << 20)
+    for first, soon in ((0, False), (2000, True), (4000, False), (6000, True)):
+        numbers = [np.array([each], np.uint64) for each in (first * PAGE, pages, Content.ASIDE)]
+        ready.add_all(INNER, *numbers, soon=soon)
+
+    taken = iter(partial(ready.take, 600 * PAGE), None)
+    assert [
+        number for first in (2000, 6000, 0, 4000) for number in range(first, first + pages)
+    ] == [address // PAGE for _, address, _ in pages_of(taken)]
+
+
 def pages_of(runs: Iterable[Ready]) -> list[tuple[int, int, Content]]:
     return [
         (run.inner, run.address + at, run.content)

@@ -108,6 +108,12 @@ def test_who_stepped_aside_twice_has_all_again(whole: set[int]) -> None:
     assert os.sched_getaffinity(0) == whole
 
 
+def test_all_processors_are_counted_also_by_who_stepped_aside(whole: set[int]) -> None:
+    assert priority.processors() == len(whole)
+    priority.step_aside(whole)
+    assert priority.processors() == len(whole)
+
+
 def test_what_is_started_for_good_has_all_processors(whole: set[int]) -> None:
     priority.step_aside(whole)
     with priority.wholly():
