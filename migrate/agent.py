@@ -146,7 +146,7 @@ class Agent:
 
         with self._incoming(request.migration_id) as incoming:
             arriving = incoming.arriving()
-        taken = receive(arriving, listener)
+        taken = receive(arriving, listener, tells_placed=request.hears_placed)
         if not arriving.complete:
             with self._incoming(request.migration_id) as incoming:
                 incoming.journal.note(memory_complete=True)

@@ -82,7 +82,7 @@ class Conversation(Protocol):
 class MemoryReader:
     """What is read of the memory of one container, and what of it was sent. Close it in the end.
 
-    `walk` and `send_wanted` are for one thread; `release` may be called in another.
+    `walk`, `send_wanted` and `pass_over` are for one thread; `release` may be called in another.
     """
 
     def __init__(self, way: Conversation, sent: Sent, known: KnownPages) -> None:
@@ -247,6 +247,12 @@ class MemoryReader:
             return
         count = AROUND if all(here) else here.index(False)
         self._send_pages(memory, near[:count], Stage.FINAL, urgent=True)
+
+    def pass_over(self, inner: int, address: int, count: int) -> None:
+        """Send pages no more: the lane's process has sent them, and they are in place."""
+        addresses = np.arange(address, address + count * PAGE, PAGE, dtype=np.uint64)
+        self._sent.content += int(self._gone.missing(inner, addresses).sum())
+        self._gone.add(inner, addresses)
 
     def _send_pages(
         self, memory: Memory, addresses: Addresses, stage: Stage, *, urgent: bool = False

@@ -18,10 +18,11 @@ from pymigrate.transport.pages import PAGE, Batch, Kind, News, Runs, Stage
 TOLD = 4 << 20  # bytes after which it is told at the latest that they were taken
 
 
-def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
+def receive(arriving: Arriving, listener: Listener, *, tells_placed: bool = False) -> m.PagesTaken:
     """Take everything until the source ends the conversation; then nothing is missing.
 
-    If it is cut, the processes wait for what is missing, and another conversation goes on.
+    If it is cut, the processes wait for what is missing, and another conversation goes on. With
+    ``tells_placed`` the source is told what came by the lane.
     """
     if arriving.complete:
         listener.tell(pages.news(News.COMPLETE))
@@ -48,9 +49,12 @@ def receive(arriving: Arriving, listener: Listener) -> m.PagesTaken:
 
             def tell() -> None:
                 nonlocal told
+                words = lane.placed() if lane is not None and tells_placed else b""
                 if taken > told:
-                    listener.tell(pages.news(News.TAKEN, value=taken))
+                    words += pages.news(News.TAKEN, value=taken)
                     told = taken
+                if words:
+                    listener.tell(words)
 
             # Of what waits here already the next word will tell, unless that is much.
             while (piece := listener.hear(idle=tell)) is not None:

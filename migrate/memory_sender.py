@@ -10,6 +10,7 @@
     the page of an address      ◀─ WANTED ──      a process waits for it, and it was not sent yet
                                 ── FINAL ──▶      put in place, at once
                                 ◀─ TAKEN ───      so much of it is dealt with
+                                ◀─ PLACED ──      these came by the lane, and need not go again
 
 Older targets are sent nothing FINAL before they are ATTACHED. Where there is a lane, WANTED and
 what answers it take that, by a process of its own (``lane_process.py``), which tells us of it. Else
@@ -89,6 +90,7 @@ class MemorySender:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="memory-compress")
         self._changed = threading.Condition()
         self._wanted: deque[tuple[int, int]] = deque()
+        self._placed: deque[tuple[int, int, int]] = deque()  # there by the lane: address, pages
         self._work: Iterator[None] | None = None
         self._pace = Pace(limit, lane=lane is not None, processors=priority.processors())
         self._begun = False
@@ -292,6 +294,8 @@ class MemorySender:
                             self._unconfirmed.popleft()
                     elif kind is News.HELD:
                         self._held.add(inner)
+                    elif kind is News.PLACED:
+                        self._placed.append((inner, *pages.placed_pages(value)))
                     elif kind is News.ATTACHED:
                         self._attached = True
                     else:
@@ -325,8 +329,11 @@ class MemorySender:
                 if self._ended:
                     return
                 wanted, self._wanted = self._wanted, deque()
+                placed, self._placed = self._placed, deque()
                 work = self._work
                 ends = self._is_at_end
+            for inner, address, count in placed:
+                self._reader.pass_over(inner, address, count)
             for inner, address in wanted:
                 self._reader.send_wanted(inner, address)
             if ends:

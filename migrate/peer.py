@@ -103,14 +103,15 @@ class Peer:
             client = line.client
             from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
 
-            with_lane = client.limit is None
-            if tls and (why_not := client.open_data(self._id, lane=with_lane)):
+            if tls and (why_not := client.open_data(self._id, lane=client.limit is None)):
                 raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
             way = client.lane
             if lane is not None and (not tls or way is None or not lane.connect(way)):
                 lane.close()
                 lane = None
-            speaker = client.converse(m.Pages(migration_id=self._id, lane=lane is not None))
+            with_lane = lane is not None
+            request = m.Pages(migration_id=self._id, lane=with_lane, hears_placed=with_lane)
+            speaker = client.converse(request)
             memory = MemorySender(
                 speaker,
                 lambda: client.conclude(timeout=ANSWER_SECONDS),

@@ -2,7 +2,8 @@
 
 What comes by it is put in place by the thread that hears it, before anything else. The source reads
 it from what is frozen, so it is right at any time, and that the same pages also come with the rest
-changes nothing: what is in place stays as it is.
+changes nothing: what is in place stays as it is. But they need not: the source is told of them, and
+only once they are here, for a connection may lose what was sent by it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from pymigrate.transport.pages import PAGE, Batch, Kind, News, Stage
 MOST = 64
 """Pages that one answer may have, of content or of zeros."""
 
+TOLD = 4096
+"""Words at most that say at once what is in place: an event has room for four times as many."""
+
 
 class WantedReceiver:
     """Takes what somebody waits for, from one lane, in a thread of its own."""
@@ -31,6 +35,7 @@ class WantedReceiver:
         self._listener = listener
         self._pager: Pager | None = None
         self._placing = threading.Lock()
+        self._placed: list[bytes] = []  # words of which nobody was told yet
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="wanted-receiver", daemon=True)
 
@@ -77,6 +82,13 @@ class WantedReceiver:
             with self._placing:
                 if self._pager is not None:
                     self._pager.answer(batch.inner, run.address, length, content)
+                    self._placed.append(pages.placed(batch.inner, run.address, run.pages))
+
+    def placed(self) -> bytes:
+        """Return words for the source of what was put in place, each once; not all if many."""
+        with self._placing:
+            words, self._placed = self._placed[:TOLD], self._placed[TOLD:]
+        return b"".join(words)
 
     def stop(self) -> None:
         """Put nothing more in place, and go on being there: the source may not have ended yet."""

@@ -237,12 +237,14 @@ class OpenData(_message.Message):
     def __init__(self, migration_id: _Optional[str] = ..., certificate: _Optional[bytes] = ..., address: _Optional[str] = ..., lane: bool = ...) -> None: ...
 
 class Pages(_message.Message):
-    __slots__ = ["lane", "migration_id"]
+    __slots__ = ["hears_placed", "lane", "migration_id"]
+    HEARS_PLACED_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    hears_placed: bool
     lane: bool
     migration_id: str
-    def __init__(self, migration_id: _Optional[str] = ..., lane: bool = ...) -> None: ...
+    def __init__(self, migration_id: _Optional[str] = ..., lane: bool = ..., hears_placed: bool = ...) -> None: ...
 
 class PagesTaken(_message.Message):
     __slots__ = ["early", "pages", "wanted"]

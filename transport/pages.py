@@ -197,6 +197,7 @@ class News(enum.IntEnum):
     ATTACHED = 3  # so many processes are there, and their memory can be filled
     COMPLETE = 4  # nothing is missing; what is sent all the same is not looked at
     HELD = 5  # asked: pages of a process that came before are still there
+    PLACED = 6  # pages came by the lane, see `placed`; for a source that says that it hears it
 
 
 def seal(buffer: bytearray, pages: int, stage: Stage, inner: int, runs: Sequence[Run]) -> int:
@@ -241,6 +242,20 @@ def decode(piece: Buffer) -> Batch:
 def news(kind: News, *, inner: int = 0, value: int = 0) -> bytes:
     """Write one of the target's words down."""
     return _NEWS.pack(kind, inner, value)
+
+
+def placed(inner: int, address: int, count: int) -> bytes:
+    """Write down that so many pages, fewer than PAGE, are in place from an address on."""
+    return news(News.PLACED, inner=inner, value=address + count)
+
+
+def placed_pages(value: int) -> tuple[int, int]:
+    """Read the address and the number of pages of such a word; ProtocolError for what is none."""
+    address, count = value - value % PAGE, value % PAGE
+    if not count or address + count * PAGE > MAX_ADDRESS:
+        message = f"{count} pages at {address:#x} are said to be in place"
+        raise ProtocolError(message)
+    return address, count
 
 
 def parse_news(payload: Buffer) -> list[tuple[News, int, int]]:

@@ -18,7 +18,7 @@ import pytest
 from pymigrate.migrate.batching import pack
 from pymigrate.migrate.memory_reader import SMALL
 from pymigrate.migrate.memory_sender import MemorySender
-from pymigrate.runtime.errors import MigrationError, Unreachable
+from pymigrate.runtime.errors import MigrationError, ProtocolError, Unreachable
 from pymigrate.runtime.memory import Memories, Memory, inner_pid
 from pymigrate.transport import compression, pages
 from pymigrate.transport import messages as m
@@ -251,6 +251,34 @@ def test_a_wanted_page_is_sent_though_nothing_else_is(pid: int) -> None:
     sent = [at for batch in final for at in addresses(batch)]
     assert run.address == sent[0]
     assert len(sent) == len(set(sent))  # and not a second time with the rest
+
+
+def test_what_came_by_the_lane_does_not_go_again(pid: int) -> None:
+    there = sorted(memory_of(pid))[3:9]
+    with talking() as (sender, target, _):
+        sender.freeze([pid])
+        inner = inner_pid(pid)
+        target.news.put(b"".join(pages.placed(inner, at, 1) for at in there))
+        target.news.put(pages.news(News.ATTACHED, value=1))
+        target.news.join()
+        sender.begin()
+        sender.wait()
+        memory = memory_of(pid)
+
+    assert memory.keys() - set(there) <= sent(target, 0)
+    assert not set(there) & sent(target, 0)
+    assert sender.sent.content >= len(there)
+
+
+@pytest.mark.parametrize("value", [0x5000, (1 << 63) - 4096 + 5], ids=["none", "beyond"])
+def test_a_target_that_says_nonsense_of_what_is_there_is_refused(value: int) -> None:
+    with talking() as (sender, target, failures):
+        sender.freeze([])
+        target.news.put(pages.news(News.PLACED, inner=7, value=value))
+        with pytest.raises(ProtocolError, match="said to be in place"):
+            sender.await_attached()
+
+    assert failures
 
 
 @pytest.mark.parametrize("limit", [None, 1e6])

@@ -370,6 +370,24 @@ def test_what_comes_is_put_in_place_at_once(taking: Taking) -> None:
     assert expected == taking.placed.answers
 
 
+def test_what_is_in_place_is_told_once_and_not_too_much_of_it_at_once(
+    taking: Taking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pymigrate.migrate.wanted_receiver.TOLD", 2)
+    for run in (Run(0x5000, 2, Kind.CONTENT), Run(0x9000, 3, Kind.ZERO), Run(0, 1, Kind.ZERO)):
+        content = b"a" * PAGE * run.pages if run.kind is Kind.CONTENT else b""
+        taking.source.say(Frames.DATA, said(run, content=content))
+    with taking.placed.came:
+        assert taking.placed.came.wait_for(lambda: len(taking.placed.answers) == 3, WAIT)
+    taking.receiver.stop()  # which waits for the last one
+
+    told = [pages.parse_news(taking.receiver.placed()) for _ in range(3)]
+    assert [2, 1, 0] == [len(words) for words in told]
+    assert [(7, (0x5000, 2)), (7, (0x9000, 3)), (7, (0, 1))] == [
+        (inner, pages.placed_pages(value)) for words in told for _, inner, value in words
+    ]
+
+
 def test_nothing_is_put_in_place_once_all_is_there(taking: Taking) -> None:
     taking.receiver.stop()
     taking.source.say(Frames.DATA, said(Run(0x5000, 1, Kind.ZERO)))
