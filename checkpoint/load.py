@@ -20,6 +20,7 @@ from pymigrate.checkpoint.protection import Trust
 from pymigrate.checkpoint.requests import RestoreOptions
 from pymigrate.checkpoint.staging import staging
 from pymigrate.runtime import aside, lock, network, tree
+from pymigrate.runtime.announcing import Announcer
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import (
     AlreadyExists,
@@ -400,7 +401,8 @@ def _let_run(container: Container) -> None:
             with container.supervision() as supervision:
                 namespace = supervision.netns()
             try:
-                network.announce(namespace, settings)
+                with Announcer(namespace, settings) as announcer:
+                    announcer.tell()
             finally:
                 os.close(namespace)
         container.thaw()

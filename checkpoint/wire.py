@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from pymigrate.runtime import inflight, network
+from pymigrate.runtime.announcing import Announcer
 from pymigrate.runtime.container import Container
 
 
@@ -24,10 +25,14 @@ class Wire:
         self._container = container
         self._settings = container.record.network
         self._capture: inflight.Capture | None = None
-        self._namespace = -1
+        self._announcer: Announcer | None = None
         if self._settings.has_cable:
             with container.supervision() as supervision:
-                self._namespace = supervision.netns()
+                namespace = supervision.netns()
+            try:
+                self._announcer = Announcer(namespace, self._settings)
+            finally:
+                os.close(namespace)
 
     def unplug(self) -> None:
         """Let no packet pass, and catch those that come for it; of a frozen container."""
@@ -39,8 +44,8 @@ class Wire:
     def plug(self) -> None:
         """Let packets pass; a second time does nothing new."""
         self._container.plug()
-        if self._namespace >= 0:
-            network.announce(self._namespace, self._settings)
+        if self._announcer is not None:
+            self._announcer.tell()
 
     def deliver(self) -> None:
         """Give it what was caught, once."""
@@ -54,9 +59,8 @@ class Wire:
         if self._capture is not None:
             self._capture.close()
             self._capture = None
-        if self._namespace >= 0:
-            os.close(self._namespace)
-            self._namespace = -1
+        if self._announcer is not None:
+            self._announcer.close()
 
     def __enter__(self) -> Self:
         """Let go at the end of the block."""

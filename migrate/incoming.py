@@ -21,6 +21,7 @@ from pymigrate.migrate import image_files
 from pymigrate.migrate.journal import Journal
 from pymigrate.migrate.phases import Phase
 from pymigrate.runtime import events, inflight, network, priority, tree, tree_apply
+from pymigrate.runtime.announcing import Announcer
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import AlreadyExists, NotFound, ProtocolError, WrongState
 from pymigrate.runtime.host import Host
@@ -49,6 +50,7 @@ class Waiting:
     """All that a connection keeps ready; a supervisor that nobody keeps ends by itself."""
 
     by_migration: dict[str, Ready] = field(default_factory=dict)
+    announcers: dict[str, Announcer] = field(default_factory=dict)
     rounds: dict[tuple[str, str], int] = field(default_factory=dict)
     """How many rounds of changes each tree of a migration has taken, and taken whole."""
 
@@ -58,6 +60,17 @@ class Waiting:
         if ready is not None:
             ready.criu.close()
             ready.keeper.close()
+
+    def announces(self, migration_id: str, announcer: Announcer) -> None:
+        """Keep what tells where a container is, for when it does."""
+        self.silence(migration_id)
+        self.announcers[migration_id] = announcer
+
+    def silence(self, migration_id: str) -> None:
+        """Let go of that."""
+        announcer = self.announcers.pop(migration_id, None)
+        if announcer is not None:
+            announcer.close()
 
 
 @dataclass(frozen=True)
@@ -189,6 +202,9 @@ class Incoming:
             with ExitStack() as undo:
                 keeper = undo.enter_context(container.prepare(plugged=False))
                 restore.work_directory(container)
+                is_its_own = not container.spec.private("user")  # else it will have another
+                if is_its_own and container.record.network.has_cable:
+                    self.waiting.announces(self.migration_id, _announcer(container, keeper))
                 self.waiting.by_migration[self.migration_id] = Ready(
                     keeper, restore.prepare(container, inside=True)
                 )
@@ -319,9 +335,7 @@ class Incoming:
             self._ended_unseen(container)
             return True
         self.journal.begin(Phase.HANDED_OVER, never_ran=False)
-        container.plug()
-        self._announce(container)
-        container.thaw()
+        self._let_run(container)
         if container.record.network.has_cable:
             inflight.deliver(container.host_interface, inflight.newest(frames))
         container.unfence(self.migration_id)
@@ -351,16 +365,20 @@ class Incoming:
         container.unfence(self.migration_id)
         self._note_arrival()
 
-    def _announce(self, container: Container) -> None:
-        """Tell the neighbours where the address is now, before the first packet asks for it."""
-        settings = container.record.network
-        if settings.has_cable and settings.address is not None:
-            with container.supervision() as supervision:
-                namespace = supervision.netns()
-            try:
-                network.announce(namespace, settings)
-            finally:
-                os.close(namespace)
+    def _let_run(self, container: Container) -> None:
+        """Tell the neighbours where the address is now, before the first packet asks for it.
+
+        Raises WrongState if its supervisor has died: nobody would look after what runs then.
+        """
+        container.plug()
+        with container.supervision() as supervision:
+            if container.record.network.has_cable:
+                if self.migration_id not in self.waiting.announcers:
+                    announcer = _announcer(container, supervision)
+                    self.waiting.announces(self.migration_id, announcer)
+                self.waiting.announcers[self.migration_id].tell()
+            container.thaw()
+        self.waiting.silence(self.migration_id)
 
     def release(self) -> None:
         """Undo everything here; refused once the container may have run."""
@@ -375,6 +393,7 @@ class Incoming:
         else:
             container.remove(force=True, fenced_ok=True)
         self.waiting.drop(self.migration_id)
+        self.waiting.silence(self.migration_id)
         made = self.journal.history.facts().get("made_volumes", [])
         for source in made if isinstance(made, list) else []:
             if Path(source).exists():
@@ -425,6 +444,14 @@ def check_free(host: Host, record: Record) -> None:
             f"{record.name} runs on the directory {record.rootfs}, which is not on this host",
             hint="import it as an image: images travel, directories do not",
         )
+
+
+def _announcer(container: Container, supervision: Supervision) -> Announcer:
+    namespace = supervision.netns()
+    try:
+        return Announcer(namespace, container.record.network)
+    finally:
+        os.close(namespace)
 
 
 def _volume(container: Container, destination: str) -> Path:

@@ -15,7 +15,6 @@ import fcntl
 import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
@@ -33,7 +32,6 @@ __all__ = [
     "SUBNET",
     "address_holders",
     "address_in_use",
-    "announce",
     "attach",
     "choose_address",
     "detach",
@@ -41,6 +39,7 @@ __all__ = [
     "interface_name",
     "mac_of",
     "new_namespace",
+    "packet_socket",
     "plug",
     "unplug",
 ]
@@ -356,38 +355,6 @@ def detach(host_interface: str) -> None:
                 publishing.close_way_out(each.name)
 
 
-def announce(netns_fd: int, settings: Settings, times: int = 3) -> None:
-    """Tell everybody on the network that the container's address is here now.
-
-    Sent from the container's own end, so that bridges and switches on the way learn the port too.
-    Does not wait: to be sure, call it again some time later. Unplugged, nobody hears it.
-
-    And forget whom the container has asked for while it was unplugged: restored sockets do that,
-    and the kernel would ask again only a second later (Documentation/networking/ip-sysctl.rst,
-    neigh/default/retrans_time_ms).
-    """
-    mac = mac_of(settings)
-    if settings.mode != "bridge" or not settings.address or mac is None:
-        return
-    ip = addresses.parse(settings.address).ip
-    if ip.version != 4:
-        return
-    with _told(f"cannot announce {ip}"):
-        with Links(inside(netns_fd, rtnetlink.open_socket)) as links:
-            links.forget_unreached()
-        packets = inside(netns_fd, _packet_socket)
-        try:
-            for _ in range(times):
-                for announcement in arp.announcements(mac, str(ip)):
-                    packets.sendto(announcement.frame(), (settings.interface, arp.ETHERTYPE))
-        except OSError as error:
-            if error.errno not in (errno.ENOBUFS, errno.ENETDOWN):
-                raise  # these two say that it is unplugged: nobody could hear it
-        finally:
-            # Closing waits for an RCU grace period, 10 ms that a frozen container need not wait.
-            threading.Thread(target=packets.close, name="close", daemon=True).start()
-
-
 def address_in_use(
     settings: Settings, *, except_mac: str | None = None, timeout: float = ANSWER_SECONDS
 ) -> bool:
@@ -413,7 +380,7 @@ def address_holders(settings: Settings, timeout: float = ANSWER_SECONDS) -> froz
         own = {here[index].mac for index, each in links.addresses() if each.ip == ip}
         if own or bridge is None or not bridge.up or ip.version != 4:
             return frozenset(own)
-        with _packet_socket() as packets:
+        with packet_socket() as packets:
             packets.bind((bridge.name, arp.ETHERTYPE))
             return _ask(packets, bridge.mac, str(ip), timeout)
 
@@ -433,7 +400,8 @@ def _ask(packets: socket.socket, mac: str, address: str, timeout: float) -> froz
     return frozenset()
 
 
-def _packet_socket() -> socket.socket:
+def packet_socket() -> socket.socket:
+    """Make a socket that sends frames as they are, by any interface of its namespace."""
     # Protocol 0: nothing is received before bind() has named the interface and the protocol.
     return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 

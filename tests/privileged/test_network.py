@@ -17,6 +17,7 @@ from typing import TypeVar
 import pytest
 
 from pymigrate.runtime import arp, network, rtnetlink
+from pymigrate.runtime.announcing import Announcer
 from pymigrate.runtime.errors import HostError, UsageError
 from pymigrate.runtime.netns import inside
 from pymigrate.runtime.rtnetlink import Link, Links
@@ -63,7 +64,7 @@ def machine() -> Iterator[Machine]:
         yield Machine(stack)
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
-            thread.join(5)  # announce() leaves the closing of its socket to one
+            thread.join(5)  # an announcer leaves the closing of its socket to one
 
 
 def the(link: Link | None) -> Link:
@@ -204,7 +205,8 @@ def test_an_address_moves_and_its_connections_find_it(machine: Machine) -> None:
     caller.sendall(b"x")
     machine.call(lambda: network.unplug("pm5"))
     other.call(lambda: network.plug("pm5"))
-    other.call(lambda: network.announce(target, settings))
+    with Announcer(target, settings) as announcer:
+        announcer.tell()
     begin = time.monotonic()
     again, accepted = connection(other, target, client, "10.88.0.5")
     again.sendall(b"y")
@@ -213,14 +215,16 @@ def test_an_address_moves_and_its_connections_find_it(machine: Machine) -> None:
     assert time.monotonic() - begin < 0.5
 
 
-def test_an_announcement_is_seen_by_a_third(machine: Machine) -> None:
-    fd, settings = machine.container(5)
+def test_an_announcement_is_seen_by_a_third_though_all_was_made_unplugged(machine: Machine) -> None:
+    fd, settings = machine.container(5, plugged=False)
     third, _ = machine.container(7)
     heard = inside(third, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
     with heard:
         heard.settimeout(5)
         heard.bind(("eth0", arp.ETHERTYPE))
-        machine.call(lambda: network.announce(fd, settings, times=1))
+        with Announcer(fd, settings) as announcer:
+            machine.call(lambda: network.plug("pm5"))
+            announcer.tell(times=1)
         packets = [arp.decode(heard.recv(2048)) for _ in range(2)]
 
     assert packets == list(arp.announcements("02:70:0a:58:00:05", "10.88.0.5"))
@@ -229,11 +233,12 @@ def test_an_announcement_is_seen_by_a_third(machine: Machine) -> None:
 def test_announcing_does_not_wait(machine: Machine) -> None:
     fd, settings = machine.container(5)
     begin = time.monotonic()
-    machine.call(lambda: network.announce(fd, settings))
+    with Announcer(fd, settings) as announcer:
+        announcer.tell()
 
-    assert time.monotonic() - begin < 0.1
-    machine.call(lambda: network.unplug("pm5"))
-    machine.call(lambda: network.announce(fd, settings))  # nobody hears it, and that is no error
+        assert time.monotonic() - begin < 0.1
+        machine.call(lambda: network.unplug("pm5"))
+        announcer.tell()  # nobody hears it, and that is no error
 
 
 def test_an_address_in_use_is_noticed(machine: Machine) -> None:
