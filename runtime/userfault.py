@@ -71,7 +71,6 @@ def _ioctl_number(direction: int, number: int, size: int) -> int:
 
 _UFFDIO_API = _ioctl_number(3, 0x3F, _API.size)
 _UFFDIO_REGISTER = _ioctl_number(3, 0x00, _REGISTER.size)
-_UFFDIO_UNREGISTER = _ioctl_number(2, 0x01, _RANGE.size)
 _UFFDIO_WAKE = _ioctl_number(2, 0x02, _RANGE.size)
 _UFFDIO_COPY = _ioctl_number(3, 0x03, _COPY.size)
 _UFFDIO_ZEROPAGE = _ioctl_number(3, 0x04, _ZERO.size)
@@ -183,17 +182,6 @@ def _fill(step: Callable[[int, int], tuple[OSError | None, int]], length: int) -
         else:
             raise error
         size = length - done
-
-
-def unregister(fd: int, start: int, length: int) -> None:
-    """Hear no more of a range: what is absent there reads as zeros. Raises Gone."""
-    try:
-        fcntl.ioctl(fd, _UFFDIO_UNREGISTER, bytearray(_RANGE.pack(start, length)))
-    except OSError as error:
-        if error.errno == errno.ENOMEM:  # the process has ended
-            raise Gone from error
-        if error.errno != errno.EINVAL:  # not a mapping, or not of this kind, any more
-            raise
 
 
 def wake(fd: int, start: int, length: int) -> None:
