@@ -112,9 +112,10 @@ class Pager:
         """Take up what a pager before us has left with the keeper; else wait for CRIU."""
         kept = dict(self._keeper.kept())
         self._early.take_over(kept)
+        spaces = space_log.read(self._directory, kept) if kept else []
         self._log = SpaceLog(self._directory, fresh=not kept)
         if kept:
-            for space in space_log.read(self._directory, kept):
+            for space in spaces:
                 self._add(space)
             self._count = len(kept)
             self._attach()

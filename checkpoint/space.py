@@ -1,9 +1,9 @@
 """The memory of one restored process, and where its source's pages belong in it by now. Pure.
 
-What the kernel tells of changes comes in an order that is not always theirs: each thread tells of
-its own once it has let go of the lock of the memory, and then waits until that was read. So of what
-several threads do at once the later may be heard first. Nothing can be put in place until all is
-read, so it is enough that what is known by then is right.
+Nothing can be put in place until the kernel's messages of all changes were read. But each thread
+tells of its own changes, once it has let go of the lock of the memory: if two of them move mappings
+to where the other's were, and one is kept from running just between, the later is heard first, and
+that cannot be seen. What one thread does is in order.
 """
 
 from __future__ import annotations
@@ -22,20 +22,6 @@ _address = itemgetter(0)
 _origin = itemgetter(1)
 
 
-@dataclass(eq=False)
-class _Move:
-    """A move that was heard of; ``ended`` if so was that nothing is left where it was."""
-
-    start: int
-    to: int
-    length: int
-    ended: bool = False
-
-    @property
-    def shift(self) -> int:
-        return self.to - self.start
-
-
 class Layout:
     """Which address has which page of the source; at all others, the holes, there are zeros.
 
@@ -47,7 +33,6 @@ class Layout:
         self._here = sorted(pieces)
         self._there = sorted(self._here, key=_origin)
         self._vacated: dict[int, int] = {}  # from where to where there is nothing after a move
-        self._early: list[_Move] = []  # onto what is still to be unmapped
 
     @property
     def pieces(self) -> list[Piece]:
@@ -90,60 +75,33 @@ class Layout:
 
     def remove(self, start: int, end: int) -> bool:
         """Have zeros there: its process has given the memory back, and kept the mapping."""
-        removed = bool(self._take(start, end))
-        self._catch_up()
-        return removed
+        return bool(self._take(start, end))
 
     def unmap(self, start: int, end: int) -> bool:
         """Have zeros there: the mapping is gone, and another that grows may come there."""
-        if self._ends_a_move(start, end):
+        if end <= self._vacated.get(start, 0):
+            # A move tells first that it moved, and when that was read, that nothing is left where
+            # it was. By then another thread may have moved something there: that stays.
+            del self._vacated[start]
             return True
         for vacated, until in [*self._vacated.items()]:
             if vacated < end and start < until:
                 del self._vacated[vacated]  # by a move that leaves the mapping where it was
         return self.remove(start, end)
 
-    def _ends_a_move(self, start: int, end: int) -> bool:
-        """Say whether this is what a move tells second: that nothing is left where it was.
-
-        By then another thread may have moved something there, which stays.
-        """
-        for move in self._early:
-            if start == move.start and end <= move.start + move.length and not move.ended:
-                move.ended = True
-                return True
-        if end > self._vacated.get(start, 0):
-            return False
-        del self._vacated[start]
-        return True
-
     def move(self, start: int, to: int, length: int) -> bool:
         """Have what belongs to a range belong to another, and zeros where it was."""
-        self._early.append(_Move(start, to, length))
-        self._catch_up()
+        for at, origin, size in self._take(start, start + length):
+            # Not all of the range: a kernel that shrinks a mapping as it moves it may tell of as
+            # much as it was before. What there was it has unmapped, if it was of ours.
+            self._take(at + to - start, at + to - start + size)
+            self._add((at + to - start, origin, size))
+        self._vacated[start] = start + length
         return True
 
-    def _catch_up(self) -> None:
-        """Make the moves whose places are free: who is heard too early waits for the others."""
-        while (move := next(filter(self._can_be_made, self._early), None)) is not None:
-            self._early.remove(move)
-            for at, origin, size in self._take(move.start, move.start + move.length):
-                self._add((at + move.shift, origin, size))
-            if not move.ended:
-                self._vacated[move.start] = move.start + move.length
-
-    def _can_be_made(self, move: _Move) -> bool:
-        moving = self._at(move.start, move.start + move.length)
-        return not any(self._at(at + move.shift, at + move.shift + size) for at, _, size in moving)
-
     def forked(self) -> Layout:
-        """Return that of a child, which nobody will tell of what has happened to its parent."""
-        child = Layout(self._here)
-        for move in self._early:
-            for at, origin, size in child._take(move.start, move.start + move.length):
-                child._take(at + move.shift, at + move.shift + size)
-                child._add((at + move.shift, origin, size))
-        return child
+        """Return that of a child, of which nothing is told that has happened to its parent."""
+        return Layout(self._here)
 
     # Both lists.
 

@@ -24,10 +24,11 @@ class SpaceLog:
     """
 
     def __init__(self, directory: Path, *, fresh: bool) -> None:
-        """Begin a new file, or go on with what is there."""
+        """Begin a new file, or go on behind the last whole line of what is there."""
         self._path = directory / FILE
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self._path, flags, 0o600)
+        os.ftruncate(self._fd, 0 if fresh else self._path.read_bytes().rfind(b"\n") + 1)
 
     def restored(self, space: Space) -> None:
         """Write that CRIU restores a process."""

@@ -156,30 +156,6 @@ def test_what_moves_to_where_another_was_stays_there(layout: Layout) -> None:
     assert [B[0], None, 0] == origins(layout, A, B, (300, 310))
 
 
-def test_a_move_that_is_heard_before_the_one_that_made_room_for_it(layout: Layout) -> None:
-    layout.move(B[0], A[0], 10)
-    layout.unmap(*B)
-    assert [0] == origins(layout, A)  # and nothing can be put in place yet
-    layout.move(A[0], 300, 10)
-    layout.unmap(*A)
-
-    assert [B[0], None, 0] == origins(layout, A, B, (300, 310))
-    layout.move(C[0], B[0], 10)
-    layout.unmap(*C)
-    layout.unmap(*B)
-    assert [B[0], None] == origins(layout, A, B)
-
-
-def test_a_move_that_is_heard_before_its_place_was_unmapped(layout: Layout) -> None:
-    layout.move(B[0], A[0], 10)
-    child = layout.forked()
-    layout.unmap(*A)
-    layout.unmap(*B)
-
-    assert [B[0], None, C[0]] == origins(layout, A, B, C)
-    assert [B[0], None, C[0]] == origins(child, A, B, C)
-
-
 def test_what_a_move_has_left_mapped_can_be_unmapped_later(layout: Layout) -> None:
     """Then nothing told that it is gone, which is not to be taken for something else's end."""
     layout.move(A[0], 300, 10)
