@@ -110,6 +110,7 @@ class Pager:
 
     def _resume_or_listen(self) -> None:
         """Take up what a pager before us has left with the keeper; else wait for CRIU."""
+        space_log.end_others(self._directory)
         kept = dict(self._keeper.kept())
         self._early.take_over(kept)
         spaces = space_log.read(self._directory, kept) if kept else []

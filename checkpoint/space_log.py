@@ -1,20 +1,26 @@
 """What became of the memory of restored processes, a line each, for the pager after one that ends.
 
 To write a line takes as long however many there are. Whoever reads them does it all once more, so
-it knows what the one before it knew.
+it knows what the one before it knew. There may be one only: a message that is read by a pager that
+does not know yet that its line was cut is one that the next pager never hears.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pymigrate.checkpoint.space import Layout, Space
+from pymigrate.runtime import lock
+from pymigrate.runtime.errors import RestoreFailed
+from pymigrate.runtime.state import Identity
 
 FILE = "pager.jsonl"
+_ENDING = 10.0  # seconds for a pager that was killed to be gone
 
 
 class SpaceLog:
@@ -29,6 +35,9 @@ class SpaceLog:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self._path, flags, 0o600)
         os.ftruncate(self._fd, 0 if fresh else self._path.read_bytes().rfind(b"\n") + 1)
+        me = Identity.of(os.getpid())
+        if me is not None:
+            self._write("pager", me.pid, me.started)
 
     def restored(self, space: Space) -> None:
         """Write that CRIU restores a process."""
@@ -67,15 +76,36 @@ class SpaceLog:
         self._path.unlink(missing_ok=True)
 
 
+def end_others(directory: Path) -> None:
+    """End the pager that was here before, if it has not ended; it may have been stopped.
+
+    It speaks by a line that its source has given up, or it would be the only one. To be called
+    before anything is taken over. Raises RestoreFailed if it cannot be ended.
+    """
+    if not (directory / FILE).exists():
+        return
+    for word, *numbers in _lines(directory):
+        before = Identity(*numbers) if word == "pager" else None
+        if before is None or before.pid == os.getpid() or not before.is_alive:
+            continue
+        lock.send_signal(before, signal.SIGKILL)
+        if not lock.await_end(before, _ENDING):
+            raise RestoreFailed(f"process {before.pid}, which fills the memory, cannot be ended")
+
+
+def _lines(directory: Path) -> list[list[Any]]:
+    """Return what is written; who is killed while it writes has not written its last line."""
+    lines = (directory / FILE).read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
 def read(directory: Path, kept: Mapping[str, int]) -> list[Space]:
     """Return the memory whose descriptors were kept, in the state that it was in.
 
     Of one about which nothing was written yet nothing is known: it is nobody's, which the source
     refuses as soon as a page of it is waited for. Raises FileNotFoundError.
     """
-    lines = (directory / FILE).read_bytes().splitlines(keepends=True)
-    # Who is killed while it writes has not written: only the last line can be cut.
-    known = follow(json.loads(line) for line in lines if line.endswith(b"\n"))
+    known = follow(_lines(directory))
     return [Space(name, fd, *known.get(name, (0, Layout()))) for name, fd in kept.items()]
 
 
@@ -83,6 +113,8 @@ def follow(lines: Iterable[list[Any]]) -> dict[str, tuple[int, Layout]]:
     """Return, by its name, whose memory each is made from, and what became of it. Pure."""
     found: dict[str, tuple[int, Layout]] = {}
     for word, name, *numbers in lines:
+        if word == "pager":
+            continue
         if word == "restored":
             found[name] = (numbers[0], Layout())
         elif word == "forked":

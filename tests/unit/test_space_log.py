@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,10 +63,10 @@ def test_what_was_not_written_to_its_end_was_not_written(tmp_path: Path) -> None
 
 def test_what_changes_nothing_is_not_written(tmp_path: Path) -> None:
     written(tmp_path)
-    before = (tmp_path / FILE).read_bytes()
     (child,) = space_log.read(tmp_path, {"1": 8})
 
     log = SpaceLog(tmp_path, fresh=False)
+    before = (tmp_path / FILE).read_bytes()
     log.remove(child, 0x11000, 0x12000)
     log.close()
     assert before == (tmp_path / FILE).read_bytes()
@@ -77,9 +81,44 @@ def test_nothing_is_known_of_what_was_never_written_about(tmp_path: Path) -> Non
 def test_a_file_of_another_restore_is_of_no_use(tmp_path: Path) -> None:
     written(tmp_path)
     log = SpaceLog(tmp_path, fresh=True)
-    assert b"" == (tmp_path / FILE).read_bytes()
+    assert {} == space_log.follow(map(json.loads, (tmp_path / FILE).read_text().splitlines()))
 
     log.end()
     log.close()
     with pytest.raises(FileNotFoundError):
         space_log.read(tmp_path, {"0": 9})
+
+
+WRITER = """
+import pathlib, sys
+from pymigrate.checkpoint.space_log import SpaceLog
+log = SpaceLog(pathlib.Path(sys.argv[1]), fresh=True)
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_pager_that_does_not_know_that_it_was_replaced_is_ended(
+    tmp_path: Path, *, stopped: bool
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as before:
+        assert before.stdout is not None
+        assert b"here" in before.stdout.readline()
+        if stopped:
+            before.send_signal(signal.SIGSTOP)
+
+        space_log.end_others(tmp_path)
+
+        assert -signal.SIGKILL == before.wait()
+    space_log.end_others(tmp_path)  # there is nobody any more
+
+
+def test_where_there_was_none_nobody_is_ended(tmp_path: Path) -> None:
+    space_log.end_others(tmp_path)
+    written(tmp_path)
+    space_log.end_others(tmp_path)  # ourselves
