@@ -113,10 +113,9 @@ class Pager:
         space_log.end_others(self._directory)
         kept = dict(self._keeper.kept())
         self._early.take_over(kept)
-        spaces = space_log.read(self._directory, kept) if kept else []
-        self._log = SpaceLog(self._directory, fresh=not kept)
+        self._log = SpaceLog(self._directory, self._keeper, kept)
         if kept:
-            for space in spaces:
+            for space in self._log.spaces(kept):
                 self._add(space)
             self._count = len(kept)
             self._attach()
@@ -208,12 +207,13 @@ class Pager:
         """
         wanted = []
         with self._places.changing.urgent():
-            for message in userfault.read(space.fd):
+            for message in self._log.hear(space):
                 if message.event == Event.PAGEFAULT:
                     address = message.b & -PAGE
                     wanted.append((address, space.layout.origin(address)))
                 else:
                     self._change(space, message)
+            self._log.heard()
         for here, origin in wanted:
             self.faults += 1
             if origin is None:
@@ -251,7 +251,7 @@ class Pager:
         return ready
 
     def _change(self, space: Space, message: userfault.Message) -> None:
-        """Follow a change, and write it down.
+        """Follow a change.
 
         What it concerns still has a userfaultfd, or may have one again: a mapping that grows in
         place keeps it for all that it grows over. What is a hole is answered by zeros, and never by
@@ -261,17 +261,14 @@ class Pager:
         a, b, length = message.a, message.b, message.c
         if message.event == Event.FORK:
             self._follow_fork(space, a & 0xFFFFFFFF)
-        elif message.event == Event.REMAP:
-            self._log.move(space, a, b, length)
+            return
+        # What was given back stays registered, or it would be a mapping of its own from now on: and
+        # mremap() refuses (EFAULT) what is more than one.
+        self._log.follow(space, message)
+        if message.event == Event.REMAP:
             userfault.wake(space.fd, a, length)
             userfault.wake(space.fd, b, length)
-        elif message.event == Event.REMOVE:
-            # Still registered, or it would be a mapping of its own from now on: and mremap()
-            # refuses (EFAULT) what is more than one.
-            self._log.remove(space, a, b)
-            userfault.wake(space.fd, a, b - a)
-        elif message.event == Event.UNMAP:
-            self._log.unmap(space, a, b)
+        else:
             userfault.wake(space.fd, a, b - a)
 
     def _follow_fork(self, space: Space, descriptor: int) -> None:

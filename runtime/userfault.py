@@ -36,6 +36,8 @@ WP_ASYNC = 1 << 15
 _MODE_WP = 1 << 1  # UFFDIO_REGISTER_MODE_WP
 MESSAGES = 64
 """How many messages are read at once."""
+READ = MESSAGES * _MESSAGE.size
+"""So many bytes are these."""
 
 
 class Event(enum.IntEnum):
@@ -116,15 +118,24 @@ class Changing(Exception):
     """The memory is being changed: read the messages, then do it again (EAGAIN)."""
 
 
-def read(fd: int) -> list[Message]:
-    """Read what there is to read of a descriptor that does not block."""
+def read(fd: int, into: memoryview) -> list[Message]:
+    """Read what there is to read of a descriptor that does not block, by ``into``, of READ bytes.
+
+    What was read is there as soon as its process may go on, whatever becomes of the reader.
+    """
     try:
-        data = os.read(fd, MESSAGES * _MESSAGE.size)
+        count = os.readv(fd, [into])
     except BlockingIOError:
         return []
+    return parse(bytes(into[:count]))
+
+
+def parse(data: bytes) -> list[Message]:
+    """Return the messages in what was read, up to where there is none."""
     return [
         Message(event, first, second, third)
         for event, _, _, first, second, third in _MESSAGE.iter_unpack(data)
+        if event
     ]
 
 

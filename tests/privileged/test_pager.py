@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest
 
 from pymigrate.checkpoint.pager import PAGE, SOCKET, Pager
 from pymigrate.checkpoint.ready_pages import Content
+from pymigrate.checkpoint.space_log import SpaceLog
 from tests.unit.test_filling import Keeper
 
 pytestmark = [pytest.mark.privileged, pytest.mark.requires("userfaultfd")]
@@ -190,6 +192,7 @@ class Source:
     keeper: Keeper = field(default_factory=Keeper)
     wanted: queue.SimpleQueue[tuple[int, int] | None] = field(default_factory=queue.SimpleQueue)
     attached: threading.Event = field(default_factory=threading.Event)
+    failed: threading.Event = field(default_factory=threading.Event)
 
     def pager(self) -> Pager:
         return Pager(
@@ -198,6 +201,7 @@ class Source:
             lambda inner, address: self.wanted.put((inner, address)),
             lambda _: self.attached.set(),
             room=1 << 26,
+            failed=self.failed.set,
         )
 
     @contextmanager
@@ -381,6 +385,48 @@ def test_nor_does_the_next_pager_bring_one(
                 assert expected == process.do(line.replace("look", "look_in_child"))
     finally:
         pager.close()
+
+
+class Killed(BaseException):
+    """Ends the thread that hears, amid what it does."""
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.does])
+def test_nor_where_the_first_is_killed_when_it_has_read_and_not_yet_followed(
+    source: Source, process: Process, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process goes on with what it does, of which the second one hears the rest."""
+    case = CASES[name]
+    first = source.pager()
+    *before, last = case.does
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            source.restore(process)
+            for line in before:
+                if not line.startswith("look"):
+                    process.do(line)
+            with monkeypatch.context() as patch:
+                patch.setattr(SpaceLog, "follow", kill)
+                doing = pool.submit(process.do, last)
+                # What grows in place tells nobody.
+                while not (source.failed.wait(0.01) or doing.done()):
+                    pass
+        finally:
+            first.close()
+
+        pager = source.pager()
+        try:
+            doing.result(PATIENCE)
+            with source.answering(pager, process):
+                as_it_comes(pager, process)
+                for line, expected in case.expected(process):
+                    assert expected == process.do(line)
+        finally:
+            pager.close()
+
+
+def kill(*_: object) -> None:
+    raise Killed
 
 
 @pytest.mark.parametrize("bring", [by_faults, as_it_comes])

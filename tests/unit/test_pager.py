@@ -48,7 +48,7 @@ class Kernel:
     def tell(self, *message: int) -> None:
         os.write(self.waits, struct.pack("=4Q", *message))
 
-    def read(self, descriptor: int) -> list[Message]:
+    def read(self, descriptor: int, _into: memoryview) -> list[Message]:
         data = os.read(descriptor, 32 * userfault.MESSAGES)
         return [Message(*each) for each in struct.iter_unpack("=4Q", data)]
 
