@@ -52,12 +52,12 @@ def dropped(host: Host) -> int:
     return sum(part["counter"]["packets"] for rule in rules for part in rule if "counter" in part)
 
 
-def lane(alpha: Host) -> tuple[int, int]:
+def lane(alpha: Host, said: str) -> tuple[int, int]:
     """Return the process that sends what is waited for, and from which port it has connected."""
-    (line,) = (each for each in alpha.sh("ss -Htnp").splitlines() if LANE_NAME in each)
-    found = re.search(r"pid=([0-9]+)", line)
-    assert found is not None
-    return int(found[1]), int(line.split()[3].rpartition(":")[2])
+    lines = [each for each in alpha.sh("ss -Htnp").splitlines() if LANE_NAME in each]
+    found = re.search(rf":([0-9]+)\s.*{LANE_NAME}.*pid=([0-9]+)", lines[0] if lines else "")
+    assert found is not None, f"there is no lane: {said}"
+    return int(found[2]), int(found[1])
 
 
 @pytest.mark.parametrize("mode", ["pre", "post", "hybrid"])
@@ -86,11 +86,14 @@ def test_a_lane_whose_packets_vanish_is_given_up_and_memory_comes_by_another(
     command = [sys.executable, IMPATIENT, "migrate", "memory", "root@beta", "--mode", "post"]
     with alpha.popen(command) as move:
         assert move.stderr is not None
+        said = ""
         for each in ("precopied", line):
-            while each not in move.stderr.readline():
-                assert move.poll() is None
+            while each not in said.rpartition("\n")[2]:
+                assert move.poll() is None, said
+                said += "\n" + move.stderr.readline().strip()
+            if each == "precopied":
+                pid, port = lane(alpha, said)
             lab.shape(rate="4mbit")  # so that much is still missing when a silence is noticed
-        pid, port = lane(alpha)
         with firewall(beta, ONE.format(port=port)):
             alpha.sh(f"while kill -0 {pid}; do sleep 0.05; done", timeout=30)
             assert move.poll() is None, "the link was too fast for this test"
