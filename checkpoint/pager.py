@@ -19,26 +19,27 @@ from __future__ import annotations
 
 import array
 import contextlib
-import json
 import os
 import selectors
 import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pymigrate.checkpoint import space_log
 from pymigrate.checkpoint.early_pages import EarlyPages, Keeper
 from pymigrate.checkpoint.known_pages import Addresses
-from pymigrate.checkpoint.placing import PIECE, Places
+from pymigrate.checkpoint.placing import PIECE, Hole, Places
 from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
 from pymigrate.checkpoint.space import Space
+from pymigrate.checkpoint.space_log import SpaceLog
 from pymigrate.runtime import priority, userfault
 from pymigrate.runtime.errors import ProtocolError, RestoreFailed
-from pymigrate.runtime.userfault import Event, Gone
+from pymigrate.runtime.userfault import Event
 
 Buffer = bytes | memoryview
 PAGE = 4096
@@ -90,7 +91,7 @@ class Pager:
         self._ready = ReadyPages(room // PAGE)
         self._waited: set[tuple[int, int]] = set()  # pages that are not ready yet
         self._windows: set[tuple[int, int]] = set()  # in which pages were waited for
-        self._urgent: deque[Ready] = deque()
+        self._urgent: deque[Ready | Hole] = deque()
         self._placing = threading.Condition()
         self._is_attached = False
         self._is_arriving = False
@@ -109,13 +110,13 @@ class Pager:
 
     def _resume_or_listen(self) -> None:
         """Take up what a pager before us has left with the keeper; else wait for CRIU."""
+        space_log.end_others(self._directory)
         kept = dict(self._keeper.kept())
         self._early.take_over(kept)
+        self._log = SpaceLog(self._directory, self._keeper, kept)
         if kept:
-            document = json.loads((self._directory / "pager.json").read_text(encoding="ascii"))
-            for name, fd in kept.items():
-                inner, moves = document.get(name, (0, []))
-                self._add(Space(name, fd, inner, [tuple(move) for move in moves]))
+            for space in self._log.spaces(kept):
+                self._add(space)
             self._count = len(kept)
             self._attach()
             return
@@ -155,9 +156,10 @@ class Pager:
         if pid == _FINISHED:
             self._attach()
         elif pid > 0:  # of a zombie, which has no memory, it is negative
-            self._add(Space(str(self._count), _receive_descriptor(connection), pid))
+            space = Space(str(self._count), _receive_descriptor(connection), pid)
+            self._add(space)
             self._count += 1
-            self._write_down()
+            self._log.restored(space)
 
     def _attach(self) -> None:
         """All memory is registered now: what is put in place before that could be passed over."""
@@ -176,13 +178,6 @@ class Pager:
         self._keeper.keep(space.name, space.fd)
         self._places.add(space)
         self._selector.register(space.fd, selectors.EVENT_READ, space)
-
-    def _write_down(self) -> None:
-        """Keep what a pager after us must know of the descriptors."""
-        fresh = self._directory / "pager.json.new"
-        document = {each.name: (each.inner, each.moves) for each in self._places.spaces}
-        fresh.write_text(json.dumps(document), encoding="ascii")
-        fresh.replace(self._directory / "pager.json")
 
     def _hear(self) -> None:
         priority.favour()
@@ -212,22 +207,35 @@ class Pager:
         """
         wanted = []
         with self._places.changing.urgent():
-            for message in userfault.read(space.fd):
+            for message in self._log.hear(space):
                 if message.event == Event.PAGEFAULT:
-                    wanted.append(space.origin(message.b & -PAGE))
+                    address = message.b & -PAGE
+                    wanted.append((address, space.layout.origin(address)))
                 else:
                     self._change(space, message)
-        for address in wanted:
+            self._log.heard()
+        for here, origin in wanted:
             self.faults += 1
-            with self._placing:
-                ready = self._ready_around(space.inner, address)
-                if ready:
-                    self._urgent.extend(ready)
-                    self._placing.notify_all()
-                else:
-                    self._waited.add((space.inner, address))
-            if not ready:
-                self._wanted(space.inner, address)
+            if origin is None:
+                self._put_soon([Hole(space, here)])
+            else:
+                self._want(space.inner, origin)
+
+    def _want(self, inner: int, address: int) -> None:
+        """Have a page of the source put in place soon, if it is not here by who has it."""
+        with self._placing:
+            ready = self._ready_around(inner, address)
+            if ready:
+                self._put_soon(ready)
+            else:
+                self._waited.add((inner, address))
+        if not ready:
+            self._wanted(inner, address)
+
+    def _put_soon(self, what: Sequence[Ready | Hole]) -> None:
+        with self._placing:
+            self._urgent.extend(what)
+            self._placing.notify_all()
 
     def _ready_around(self, inner: int, address: int) -> list[Ready]:
         """Return what can be put in place for who waits for a page, that page first."""
@@ -243,22 +251,35 @@ class Pager:
         return ready
 
     def _change(self, space: Space, message: userfault.Message) -> None:
+        """Follow a change.
+
+        What it concerns still has a userfaultfd, or may have one again: a mapping that grows in
+        place keeps it for all that it grows over. What is a hole is answered by zeros, and never by
+        what the source had there. Who waits for a page there waits for one that was asked for
+        before: it tries again.
+        """
+        a, b, length = message.a, message.b, message.c
         if message.event == Event.FORK:
-            child = Space(str(self._count), message.a & 0xFFFFFFFF, space.inner, list(space.moves))
-            self._count += 1
-            os.set_blocking(child.fd, False)
-            self._keeper.keep(child.name, child.fd)
-            self._places.spaces.append(child)
-            self._selector.register(child.fd, selectors.EVENT_READ, child)
-            self._write_down()
-        elif message.event == Event.REMAP:
-            space.moves.append((message.a, message.b, message.c))
-            self._write_down()
-        elif message.event == Event.REMOVE:
-            # The mapping stays and must read as zeros from now on.
-            with contextlib.suppress(Gone):
-                userfault.unregister(space.fd, message.a, message.b - message.a)
-        # UNMAP needs nothing: what is not registered is passed over.
+            self._follow_fork(space, a & 0xFFFFFFFF)
+            return
+        # What was given back stays registered, or it would be a mapping of its own from now on: and
+        # mremap() refuses (EFAULT) what is more than one.
+        self._log.follow(space, message)
+        if message.event == Event.REMAP:
+            userfault.wake(space.fd, a, length)
+            userfault.wake(space.fd, b, length)
+        else:
+            userfault.wake(space.fd, a, b - a)
+
+    def _follow_fork(self, space: Space, descriptor: int) -> None:
+        child = Space(str(self._count), descriptor, space.inner, space.layout.forked())
+        self._count += 1
+        os.set_blocking(child.fd, False)
+        # First: what nobody holds reads as zeros, and what nothing is known of is refused.
+        self._keeper.keep(child.name, child.fd)
+        self._places.spaces.append(child)
+        self._selector.register(child.fd, selectors.EVENT_READ, child)
+        self._log.forked(space, child)
 
     # What arrives.
 
@@ -395,7 +416,9 @@ class Pager:
                         if self._is_ending:
                             return
                         self._placing.wait()
-                if urgent is not None:
+                if isinstance(urgent, Hole):
+                    self._places.clear(urgent)
+                elif urgent is not None:
                     self._put(urgent, buffer, is_urgent=True)
                 elif run is not None:
                     self._put(run, buffer)
@@ -434,7 +457,7 @@ class Pager:
         self.check()
         self._keeper.drop_kept()
         self._places.close()
-        (self._directory / "pager.json").unlink(missing_ok=True)
+        self._log.end()
 
     def _stop(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -461,6 +484,7 @@ class Pager:
         self._wake = -1
         self._early.close()
         self._places.close()
+        self._log.close()
         path = self._directory / SOCKET
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == self._socket:  # not that of a pager after us

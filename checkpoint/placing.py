@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pymigrate.checkpoint.space import Space
 from pymigrate.checkpoint.turns import Turns
@@ -14,7 +15,16 @@ from pymigrate.runtime.userfault import Changing, Gone
 PIECE = 256 << 10
 """Bytes that are put in place at once: who waits for something else, waits for them."""
 
+_AROUND = 64 << 10  # bytes, of which all that is one hole is cleared at once
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """An address at which a process waits, and there is nothing of the source."""
+
+    space: Space
+    address: int
 
 
 class Places:
@@ -61,15 +71,35 @@ class Places:
     def _place(
         self, space: Space, address: int, length: int, source: int | None, *, is_urgent: bool
     ) -> None:
-        """Place a range; a change of memory in between is heard first, and then respected."""
+        def act() -> None:
+            for offset, at, size in space.layout.places(address, length):
+                if source is None:
+                    userfault.zero(space.fd, at, size)
+                else:
+                    userfault.copy(space.fd, at, source + offset, size)
+
+        self._do(space, act, is_urgent=is_urgent)
+
+    def clear(self, hole: Hole) -> None:
+        """Have zeros at an address and in some of the hole around it, if it is one still.
+
+        If not, what has changed has woken who waits there.
+        """
+
+        def act() -> None:
+            begin = hole.address & -_AROUND
+            begin, end = hole.space.layout.hole(hole.address, begin, begin + _AROUND)
+            userfault.zero(hole.space.fd, hole.address, end - hole.address)
+            userfault.zero(hole.space.fd, begin, hole.address - begin)
+
+        self._do(hole.space, act, is_urgent=True)
+
+    def _do(self, space: Space, act: Callable[[], None], *, is_urgent: bool) -> None:
+        """Put something in place; a change of memory in between is heard first, then respected."""
         while True:
             with self.changing.urgent() if is_urgent else self.changing.calm():
                 try:
-                    for offset, at, size in space.places(address, length):
-                        if source is None:
-                            userfault.zero(space.fd, at, size)
-                        else:
-                            userfault.copy(space.fd, at, source + offset, size)
+                    act()
                 except Changing:
                     pass  # from the start: what is in place stays as it is
                 except Gone:

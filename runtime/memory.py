@@ -8,6 +8,7 @@ Kernel: proc_pid_maps(5), admin-guide/mm/pagemap.rst, process_vm_readv(2).
 
 from __future__ import annotations
 
+import bisect
 import errno
 import fcntl
 import functools
@@ -124,6 +125,7 @@ class Memory:
         self._mem = mem
         self.has_rings = False
         """Whether it had rings of asynchronous I/O when its areas were last asked for."""
+        self._frozen_areas: list[Area] = []
 
     @classmethod
     def open(cls, pid: int) -> Self:
@@ -202,11 +204,15 @@ class Memory:
         return bool(entry & int(_PAGEMAP_HERE)) and not entry & int(_PAGEMAP_GUARD)
 
     def has_pages(self, address: int, count: int) -> list[bool]:
-        """Say of so many pages from an address on whether there is one, as `has_page` does.
+        """Say of so many pages from an address on whether there is one that a restore fills.
 
+        None of what lies outside of `areas`: there its copy has, if it can be asked for at all, a
+        mapping that has grown since. For a process that stands still: areas are looked up once.
         Raises ProcessLookupError if there is no memory, which is another thing than a page that is
         not there: the process has ended, or never had that address.
         """
+        # Before the pages: of a process that ends meanwhile some areas may be missing.
+        self._frozen_areas = self._frozen_areas or self.areas()
         data = os.pread(self._pagemap, count * 8, address // PAGE * 8)
         if not data:
             raise ProcessLookupError(errno.ESRCH, "no memory", f"{self.pid} at {address:#x}")
@@ -215,7 +221,12 @@ class Memory:
             bool(entry & int(_PAGEMAP_HERE)) and not entry & int(_PAGEMAP_GUARD)
             for entry in entries
         ]
+        here = [each and self._is_inside(address + at * PAGE) for at, each in enumerate(here)]
         return here + [False] * (count - len(here))
+
+    def _is_inside(self, address: int) -> bool:
+        at = bisect.bisect_right(self._frozen_areas, address, key=lambda area: area.start)
+        return at > 0 and address < self._frozen_areas[at - 1].end
 
     def read(self, ranges: Sequence[Range], into: memoryview) -> int:
         """Read ranges one behind the other; return how many bytes came before one was gone."""

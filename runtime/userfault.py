@@ -36,6 +36,8 @@ WP_ASYNC = 1 << 15
 _MODE_WP = 1 << 1  # UFFDIO_REGISTER_MODE_WP
 MESSAGES = 64
 """How many messages are read at once."""
+READ = MESSAGES * _MESSAGE.size
+"""So many bytes are these."""
 
 
 class Event(enum.IntEnum):
@@ -71,7 +73,6 @@ def _ioctl_number(direction: int, number: int, size: int) -> int:
 
 _UFFDIO_API = _ioctl_number(3, 0x3F, _API.size)
 _UFFDIO_REGISTER = _ioctl_number(3, 0x00, _REGISTER.size)
-_UFFDIO_UNREGISTER = _ioctl_number(2, 0x01, _RANGE.size)
 _UFFDIO_WAKE = _ioctl_number(2, 0x02, _RANGE.size)
 _UFFDIO_COPY = _ioctl_number(3, 0x03, _COPY.size)
 _UFFDIO_ZEROPAGE = _ioctl_number(3, 0x04, _ZERO.size)
@@ -117,15 +118,24 @@ class Changing(Exception):
     """The memory is being changed: read the messages, then do it again (EAGAIN)."""
 
 
-def read(fd: int) -> list[Message]:
-    """Read what there is to read of a descriptor that does not block."""
+def read(fd: int, into: memoryview) -> list[Message]:
+    """Read what there is to read of a descriptor that does not block, by ``into``, of READ bytes.
+
+    What was read is there as soon as its process may go on, whatever becomes of the reader.
+    """
     try:
-        data = os.read(fd, MESSAGES * _MESSAGE.size)
+        count = os.readv(fd, [into])
     except BlockingIOError:
         return []
+    return parse(bytes(into[:count]))
+
+
+def parse(data: bytes) -> list[Message]:
+    """Return the messages in what was read, up to where there is none."""
     return [
         Message(event, first, second, third)
         for event, _, _, first, second, third in _MESSAGE.iter_unpack(data)
+        if event
     ]
 
 
@@ -183,17 +193,6 @@ def _fill(step: Callable[[int, int], tuple[OSError | None, int]], length: int) -
         else:
             raise error
         size = length - done
-
-
-def unregister(fd: int, start: int, length: int) -> None:
-    """Hear no more of a range: what is absent there reads as zeros. Raises Gone."""
-    try:
-        fcntl.ioctl(fd, _UFFDIO_UNREGISTER, bytearray(_RANGE.pack(start, length)))
-    except OSError as error:
-        if error.errno == errno.ENOMEM:  # the process has ended
-            raise Gone from error
-        if error.errno != errno.EINVAL:  # not a mapping, or not of this kind, any more
-            raise
 
 
 def wake(fd: int, start: int, length: int) -> None:

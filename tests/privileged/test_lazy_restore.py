@@ -89,6 +89,9 @@ def say(*words):  # its output ends with its supervisor
 
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 areas = [area(seed) for seed in range(6)]
+both = libc.mmap(None, ctypes.c_size_t(2 * SIZE), 3, 0x22, -1, 0)
+for i in range(2 * N):
+    ctypes.memmove(both + i * PAGE, page(6, i), PAGE)
 say("ready")
 signal.sigwait([signal.SIGUSR1])
 forked = child(in_child)
@@ -99,19 +102,23 @@ half = range(N // 2)
 libc.madvise(ctypes.c_void_p(areas[3]), ctypes.c_size_t(SIZE // 2), 4)
 munmap(areas[4], N)
 mmap(areas[4], 0x10)
+munmap(both + SIZE, N)
+grown = libc.mremap(ctypes.c_void_p(both), ctypes.c_size_t(SIZE), ctypes.c_size_t(2 * SIZE), 0)
+assert grown == both  # over what it has just unmapped
 first = [result(forked), bad(2, moved, range(0, N, 511)), not_zero(areas[3], half),
-         not_zero(areas[4], range(0, N, 5))]
+         not_zero(areas[4], range(0, N, 5)), not_zero(both + SIZE, range(0, N, 5))]
 late = child(lambda: signal.sigwait([signal.SIGUSR1]) and bad(5, areas[5]) + bad(2, moved))
 say("first", first)
 signal.sigwait([signal.SIGUSR1])
 os.kill(late, signal.SIGUSR1)
 last = [result(late), bad(0, areas[0]), bad(1, areas[1]), bad(2, moved), not_zero(areas[3], half),
-        bad(3, areas[3], range(N // 2, N)), not_zero(areas[4], range(N)), bad(5, areas[5])]
+        bad(3, areas[3], range(N // 2, N)), not_zero(areas[4], range(N)), bad(5, areas[5]),
+        bad(6, both), not_zero(both + SIZE, range(N))]
 say("last", last)
 signal.sigwait([signal.SIGUSR1])
 """
-FIRST = "first [0, 0, 0, 0]"
-LAST = "last [0, 0, 0, 0, 0, 0, 0, 0]"
+FIRST = "first [0, 0, 0, 0, 0]"
+LAST = "last [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]"
 
 
 @pytest.fixture(scope="module")

@@ -39,20 +39,28 @@ class Kernel:
     """What the pager asked of the kernel, and a way to have a process wait for a page."""
 
     placed: queue.Queue[tuple[int, bytes]] = field(default_factory=queue.Queue)
+    woken: queue.Queue[tuple[int, int]] = field(default_factory=queue.Queue)
     waits: int = -1
 
     def wait_for(self, address: int) -> None:
-        os.write(self.waits, struct.pack("=Q", address))
+        self.tell(Event.PAGEFAULT, 0, address, 0)
 
-    def read(self, descriptor: int) -> list[Message]:
-        data = os.read(descriptor, 8 * userfault.MESSAGES)
-        return [Message(Event.PAGEFAULT, 0, at, 0) for (at,) in struct.iter_unpack("=Q", data)]
+    def tell(self, *message: int) -> None:
+        os.write(self.waits, struct.pack("=4Q", *message))
+
+    def read(self, descriptor: int, _into: memoryview) -> list[Message]:
+        data = os.read(descriptor, 32 * userfault.MESSAGES)
+        return [Message(*each) for each in struct.iter_unpack("=4Q", data)]
+
+    def wake(self, _fd: int, start: int, length: int) -> None:
+        self.woken.put((start, length))
 
     def copy(self, _fd: int, address: int, source: int, length: int) -> None:
         self.placed.put((address, ctypes.string_at(source, length)))
 
     def zero(self, _fd: int, address: int, length: int) -> None:
-        self.placed.put((address, bytes(length)))
+        if length:
+            self.placed.put((address, bytes(length)))
 
     def next(self) -> tuple[int, bytes]:
         return self.placed.get(timeout=PATIENCE)
@@ -77,7 +85,7 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     kernel, keeper = Kernel(), Keeper()
-    for name in ("read", "copy", "zero"):
+    for name in ("read", "copy", "zero", "wake"):
         monkeypatch.setattr(userfault, name, getattr(kernel, name))
     wanted: queue.Queue[tuple[int, int]] = queue.Queue()
     attached = threading.Event()
@@ -219,6 +227,39 @@ def test_once_all_was_spoken_of_the_rest_is_zeros(scene: Scene) -> None:
     scene.kernel.wait_for(0x30000)
     assert (0x30000, bytes(PAGE)) == scene.kernel.next()
     assert scene.wanted.empty()
+
+
+def test_what_was_unmapped_is_zeros_and_nothing_is_put_there(scene: Scene) -> None:
+    """Who waits there has a mapping that has grown; around it all that is nobody's is cleared."""
+    scene.finish_restore()
+    scene.kernel.tell(Event.UNMAP, 0x12000, 0x15000, 0)
+    assert (0x12000, 3 * PAGE) == scene.kernel.woken.get(timeout=PATIENCE)
+
+    scene.kernel.wait_for(0x13000)
+    assert [(0x13000, bytes(2 * PAGE)), (0x12000, bytes(PAGE))] == [
+        scene.kernel.next() for _ in range(2)
+    ]
+    scene.pager.fill(INNER, 0x11000, memoryview(b"abcde" * PAGE))
+    placed = [scene.kernel.next() for _ in range(2)]
+    assert [(0x11000, PAGE), (0x15000, PAGE)] == [(at, len(each)) for at, each in placed]
+    assert scene.wanted.empty()
+
+
+def test_who_waits_where_something_was_moved_meanwhile_is_woken_and_asks_again(
+    scene: Scene,
+) -> None:
+    scene.finish_restore()
+    scene.kernel.wait_for(0x10000)
+    assert (INNER, 0x10000) == scene.wanted.get(timeout=PATIENCE)
+    scene.kernel.tell(Event.REMAP, 0x10000, 0x80000, PAGE)
+    assert {(0x10000, PAGE), (0x80000, PAGE)} == {
+        scene.kernel.woken.get(timeout=PATIENCE) for _ in range(2)
+    }
+
+    scene.pager.answer(INNER, 0x10000, PAGE, memoryview(b"a" * PAGE))
+    assert (0x80000, b"a" * PAGE) == scene.kernel.next()
+    scene.kernel.wait_for(0x10000)
+    assert (0x10000, bytes(PAGE)) == scene.kernel.next()
 
 
 def test_what_has_arrived_goes_before_what_is_ready(scene: Scene) -> None:

@@ -35,6 +35,7 @@ HERE = "127.0.0.1"
 WAIT = 20.0
 COUNT = 64
 # Of every 32 pages 24 hold their number and the others were never touched; one cannot be read.
+# Beside them there is a page of a file.
 MEMORY = f"""
 import ctypes, mmap
 a = mmap.mmap(-1, {COUNT} * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -44,7 +45,10 @@ for number in range({COUNT}):
 base = ctypes.addressof(ctypes.c_char.from_buffer(a))
 hidden = ctypes.c_void_p(base + 40 * 4096)
 assert not ctypes.CDLL(None).mprotect(hidden, ctypes.c_size_t(4096), 0)
-print(base, flush=True)
+with open("/proc/self/exe", "rb") as stream:
+    file = mmap.mmap(stream.fileno(), 4096, mmap.MAP_PRIVATE)
+assert file[0]
+print(base, ctypes.addressof(ctypes.c_char.from_buffer(file)), flush=True)
 input()
 """
 
@@ -55,12 +59,13 @@ class Held:
 
     pid: int
     base: int
+    file: int
 
 
 @pytest.fixture(scope="module")
 def held() -> Iterator[Held]:
     with stopped(MEMORY) as (pid, said):
-        yield Held(pid, int(said))
+        yield Held(pid, *map(int, said.split()))
 
 
 @pytest.fixture
@@ -94,6 +99,13 @@ def test_pages_that_nobody_touched_are_zeros(held: Held, memory: Memory) -> None
     batch = asked(memory, held.base + 30 * PAGE)
 
     assert [Run(held.base + 30 * PAGE, 2, Kind.ZERO)] == [*batch.runs]
+
+
+def test_what_a_restore_does_not_fill_is_zeros_too(held: Held, memory: Memory) -> None:
+    """Whoever asks has no file there any more, but a mapping of its own that has grown."""
+    batch = asked(memory, held.file)
+
+    assert Kind.ZERO is batch.runs[0].kind
 
 
 def test_a_process_that_has_ended_has_no_zeros() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pymigrate.migrate import journal
 from pymigrate.migrate.cli_migrate import AGENT_NAME
+from pymigrate.migrate.wanted_sender import PROCESS_NAME as LANE_NAME
 from pymigrate.runtime import launch
 from tests.lab import Client, Host, Lab, registry
 from tests.lab.host import REPOSITORY, Process
@@ -152,6 +153,11 @@ def tasks(host: Host) -> Iterator[Task]:
 def is_criu(task: Task) -> bool:
     """Say so of CRIU before its request, and after that, when it calls itself "criu: dump …"."""
     return Path(task.words[0]).name == "criu" or task.words[0].startswith("criu: ")
+
+
+def is_lane(task: Task) -> bool:
+    """Say so of the process that sends what is waited for."""
+    return task.name == LANE_NAME
 
 
 def is_agent(task: Task) -> bool:
@@ -402,6 +408,7 @@ STRIKES: dict[str, Callable[[Field, Process], None]] = {
     "CRIU of the source killed": lambda ground, _: kill(ground.home, is_criu),
     "CRIU of the target killed": lambda ground, _: kill(ground.away, is_criu),
     "agent of the memory killed": lambda ground, _: kill_pager(ground.away),
+    "process of the lane killed": lambda ground, _: kill(ground.home, is_lane),
     "supervisor at the source killed": lambda ground, _: kill(ground.home, is_supervisor),
     "supervisor at the target killed": lambda ground, _: kill(ground.away, is_supervisor),
     "power of the target lost": lambda ground, _: ground.away.power_off(),

@@ -82,6 +82,7 @@ FILLED = Point(Phase.FILLED, Moment.MADE)
 
 
 LAZY = ("pre", "post", "hybrid")
+FILLING = ("post", "hybrid")  # there is a lane until the end
 COMPLETE = ("stop", "pre")  # all memory is at the target before the commit
 
 
@@ -169,6 +170,7 @@ FAULTS = (
     ),
     Fault("power of the target lost", loses="target", side=Side.TARGET),
     Fault("power of the source lost", loses="source", side=Side.TARGET),
+    Fault("process of the lane killed", PREPARED, Point(Phase.FILLED, Moment.BEGUN), FILLING),
 )
 
 

@@ -264,6 +264,30 @@ def test_a_lane_whose_process_is_killed_or_stopped_costs_no_memory(
     assert intact(home, "recovered")
 
 
+def test_a_pager_that_is_stopped_after_the_hand_over_is_replaced_and_ended(
+    lab: Lab, memory: None
+) -> None:
+    """Were it let go on, it would hear of changes that the one after it must know of."""
+    alpha, beta = lab["alpha"], lab["beta"]
+    command = [sys.executable, IMPATIENT, "migrate", "memory", "root@beta", "--mode", "post"]
+    with alpha.popen(command) as move:
+        assert move.stderr is not None
+        for line in ("precopied", "handed-over"):
+            while line not in move.stderr.readline():
+                assert move.poll() is None
+            lab.shape(rate="8mbit")  # so that much is still missing
+        beta.run(["pkill", "-STOP", "-n", "-x", AGENT_NAME])
+        unfinished = move.poll() is None
+        lab.shape()
+        _, text = move.communicate(timeout=90)
+
+    assert unfinished, "the link was too fast for this test"
+    assert move.returncode in (0, 51), text
+    alpha.pymigrate("recover")
+    beta.sh(f"while pgrep -x {AGENT_NAME}; do sleep 0.05; done", timeout=20)
+    assert intact(beta, "recovered")
+
+
 def moved_to_a_pager_that_is_stopped(lab: Lab, name: str, mode: str) -> str:
     """Stop the pager, which is the newest agent, before it is needed; return what was said."""
     alpha, beta = lab["alpha"], lab["beta"]
