@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,14 +73,15 @@ def test_what_is_put_together_is_in_order_and_each_blob_is_read_once(chosen: lis
     assert len(set(blobs)) == len(blobs)
 
 
-def test_places_that_are_handed_on_are_the_same() -> None:
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_places_that_are_handed_on_are_the_same(tmp_path: Path, on_disk: bool) -> None:
     names = [number.to_bytes(16, "little") for number in range(10)]
     tables = [table(names[:6]), table(names[6:], blobs=(1, 2, 3))]
     index = Index.build(tables)
     members = {"a": PageChunks(0, 3, 300), "b": PageChunks(3, 2, 200)}
     places = PagePlaces(["p", "q"], tables, index.taken(np.array([9, 0, 4, 6, 2])), members)
 
-    description, descriptor = places.hand_on()
+    description, descriptor = places.hand_on(tmp_path if on_disk else None)
     try:
         found = PagePlaces.taken_up(json.loads(json.dumps(description)), descriptor)
     finally:
@@ -96,7 +99,7 @@ def test_places_that_are_handed_on_are_the_same() -> None:
 
 def test_no_memory_is_handed_on_too() -> None:
     places = PagePlaces([], [], Index.build([]).taken(np.array([], np.int64)), {})
-    description, descriptor = places.hand_on()
+    description, descriptor = places.hand_on(None)
     try:
         found = PagePlaces.taken_up(json.loads(json.dumps(description)), descriptor)
     finally:
