@@ -31,9 +31,9 @@ from pymigrate.checkpoint import archive, digest_table, hidden_memory, images, m
 from pymigrate.checkpoint.digest_table import Digests
 from pymigrate.checkpoint.hidden_memory import Hidden
 from pymigrate.checkpoint.in_order import in_order
-from pymigrate.checkpoint.page_layout import BATCH, Batch, Flags, Layout, Numbers, regions_of
+from pymigrate.checkpoint.page_layout import BATCH, Batch, Flags, Layout, Numbers
 from pymigrate.runtime.errors import DumpFailed
-from pymigrate.runtime.memory import Memories, Memory, Regions
+from pymigrate.runtime.memory import Memories, Memory, Regions, regions_of
 from pymigrate.runtime.write_tracking import WriteTracking
 
 THREADS = 2

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pymigrate.checkpoint.images import PAGE, Entry
 from pymigrate.checkpoint.memory_map import BLOCK
-from pymigrate.runtime.memory import Area, Memory, Range, Regions
+from pymigrate.runtime.memory import Area, Memory, Range, Regions, regions_of
 
 WINDOW = 64 << 10
 """Bytes of addresses whose pages are one segment: a page that appears moves no other's."""
@@ -243,10 +243,3 @@ class Layout:
             yield True, [piece]
         if waiting:
             yield False, waiting
-
-
-def regions_of(ranges: Iterable[Range]) -> Regions:
-    """Make an array of ranges."""
-    kind = np.dtype([("start", np.uint64), ("end", np.uint64)])
-    found = np.fromiter(((each.start, each.end) for each in ranges), kind)
-    return found.view(np.uint64).reshape(-1, 2)

@@ -13,7 +13,7 @@ import fcntl
 import functools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -56,6 +56,13 @@ class Range:
     def length(self) -> int:
         """Bytes."""
         return self.end - self.start
+
+
+def regions_of(ranges: Iterable[Range]) -> Regions:
+    """Make an array of ranges."""
+    kind = np.dtype([("start", np.uint64), ("end", np.uint64)])
+    found = np.fromiter(((each.start, each.end) for each in ranges), kind)
+    return found.view(np.uint64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, slots=True)
