@@ -90,9 +90,7 @@ class ArchiveMemory:
         if self._fresh:
             digests, parts = (np.concatenate(each) for each in zip(*self._fresh, strict=True))
             self._fresh.clear()
-            _, firsts = np.unique(digests[:, 0], return_index=True)
-            firsts = firsts[self._parts.find(digests[firsts]) < 0]
-            self._parts.add(digests[firsts], parts[firsts])
+            self._parts.add_new(digests, parts)
         much = self._new >= MUCH
         if much:
             self._new = 0

@@ -56,6 +56,8 @@ class DigestTable:
     def find(self, digests: Digests) -> NDArray[np.int64]:
         """Return the row of each, -1 if there is none."""
         found = np.full(len(digests), -1, np.int64)
+        if not self._count:
+            return found
         left = np.arange(len(digests))
         slots = self._first_slots(digests)
         while len(left):
@@ -81,6 +83,12 @@ class DigestTable:
             self._values[rows] = values
         self._place(rows)
         self._count += count
+
+    def add_new(self, digests: Digests, values: NDArray[Any]) -> None:
+        """Add those of digests that are not there, and each once, with their values."""
+        _, firsts = np.unique(digests, axis=0, return_index=True)
+        firsts = firsts[self.find(digests[firsts]) < 0]
+        self.add(digests[firsts], values[firsts])
 
     def values(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return what goes with some rows."""

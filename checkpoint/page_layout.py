@@ -27,6 +27,8 @@ BATCH = 512  # pages that are read together: 2 MiB, which stay in the cache unti
 
 LITTLE = 16  # pages below which a block goes on in the next window
 
+_SOME = 1 << 14  # segments that are compared at once
+
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
 
@@ -97,14 +99,19 @@ class Layout:
         ends = starts + lengths
         windows = starts // WINDOW
         counts = -(-ends // WINDOW) - windows
-        run = np.repeat(np.arange(len(starts)), counts)
-        before = np.cumsum(counts) - counts
-        begins = (np.arange(len(run)) + (windows - before)[run]) * WINDOW
-        ends = np.minimum(begins + WINDOW, ends[run])
-        begins = np.maximum(begins, starts[run])
-        pages = ((ends - begins) // PAGE).astype(np.uint8)
-        places = np.where(places[run] < 0, -1, places[run] + begins - starts[run])
-        return cls(begins, pages, places)
+        # In place: these are as long as the layout.
+        begins = np.repeat(windows - np.cumsum(counts) + counts, counts)
+        begins += np.arange(len(begins))
+        begins *= WINDOW
+        pages = np.repeat(ends, counts)
+        np.minimum(pages, begins + WINDOW, out=pages)
+        firsts = np.repeat(starts, counts)
+        np.maximum(begins, firsts, out=begins)
+        pages -= begins
+        pages //= PAGE
+        found = np.repeat(places, counts)
+        np.add(found, begins - firsts, out=found, where=found >= 0)
+        return cls(begins, pages.astype(np.uint8), found)
 
     @property
     def size(self) -> int:
@@ -137,7 +144,9 @@ class Layout:
         if not self.segments:
             return np.zeros(0, np.int64)
         starts = self._firsts[:-1]
-        bits = ((1 << self.counts.astype(np.int64)) - 1) << (self.addresses % WINDOW // PAGE)
+        bits = self.addresses % WINDOW
+        bits //= PAGE
+        np.left_shift((1 << self.counts.astype(np.int64)) - 1, bits, out=bits)
         found = (self.addresses[starts] // WINDOW) << (WINDOW // PAGE)
         found |= np.bitwise_or.reduceat(bits, starts)
         found[np.maximum.reduceat(self.places, starts) >= 0] = -1
@@ -164,8 +173,14 @@ class Layout:
             above = np.maximum(ends[number - 1] - addresses, 0)  # of the last that has begun
             return before[number] - np.where(number > 0, above, 0)
 
-        inside = below(self.addresses + self.counts.astype(np.int64) * PAGE) - below(self.addresses)
-        return np.add.reduceat(inside, self._firsts[:-1])
+        found = np.zeros(self.segments, np.int64)
+        for first in range(0, self.segments, _SOME):
+            edges = self._firsts[first : first + _SOME + 1]
+            some = slice(int(edges[0]), int(edges[-1]))
+            behind = self.addresses[some] + self.counts[some].astype(np.int64) * PAGE
+            inside = below(behind) - below(self.addresses[some])
+            found[first : first + _SOME] = np.add.reduceat(inside, edges[:-1] - edges[0])
+        return found
 
     def only(self, wanted: Flags) -> Layout:
         """Return the layout of some of the segments."""

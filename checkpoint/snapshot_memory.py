@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pymigrate.checkpoint.digest_table import SIZE, Digest, Digests, DigestTable, joined
 from pymigrate.checkpoint.laid_aside import Aside
@@ -40,6 +41,7 @@ class SnapshotMemory:
         """Take what adds to the repository, and what makes tables."""
         self._writer = writer
         self._names = DigestTable(_NAME, zeros)  # of segments that are in the repository
+        self._known: list[tuple[Digests, NDArray[np.void]]] = []  # that are not there yet
         self._aside = Aside(zeros)
         self._stored = 0
         self._lock = threading.Lock()
@@ -57,29 +59,25 @@ class SnapshotMemory:
             if digests[each].tobytes() not in self._aside
         ]
         names = self._writer.known([segments[each] for each in unseen])
-        known: dict[Digest, bytes] = {}
         for each, name in zip(unseen, names, strict=True):
             if name is None:
                 self._aside.put(digests[each].tobytes(), segments[each])
-            else:
-                known[digests[each].tobytes()] = name
-        self._learn(known)
+        known = [each for each, name in zip(unseen, names, strict=True) if name is not None]
+        if known:
+            values = np.frombuffer(b"".join(filter(None, names)), _NAME)
+            with self._lock:
+                self._known.append((digests[known], values))
 
     def _missing(self, digests: Digests) -> Flags:
         with self._lock:
             return self._names.find(digests) < 0
 
-    def _learn(self, names: Mapping[Digest, bytes]) -> None:
-        if not names:
-            return
-        digests = joined([*names])
-        values = np.frombuffer(b"".join(names.values()), _NAME)
-        with self._lock:
-            fresh = self._names.find(digests) < 0
-            self._names.add(digests[fresh], values[fresh])
-
     def settle(self) -> bool:
         """Store what was laid aside if there is some, and say if it was much since the last."""
+        if self._known:
+            digests, names = map(np.concatenate, zip(*self._known, strict=True))
+            self._known.clear()
+            self._names.add_new(digests, names)
         if self._aside.size >= ASIDE:
             while some := self._aside.take(_SEGMENTS):
                 self._stored += sum(map(len, some.values()))
@@ -91,7 +89,7 @@ class SnapshotMemory:
 
     def _store(self, segments: Mapping[Digest, bytes]) -> None:
         names = self._writer.add_segments([*segments.values()])
-        self._learn(dict(zip(segments, names, strict=True)))
+        self._names.add_new(joined([*segments]), np.frombuffer(b"".join(names), _NAME))
 
     def still(self, stage: Path) -> None:
         """Lay aside in memory what fits, and then in a file."""

@@ -23,7 +23,7 @@ from pymigrate.runtime.errors import NoSpace
 Zeros = Callable[[int, np.dtype[Any]], NDArray[Any]]
 """Makes an array of zeros: in memory, as np.zeros does, or as `Scratch` does."""
 
-LEAST = 1 << 20
+LEAST = 256 << 10
 """Bytes below which an array is in memory as ever: a file and a mapping are not worth it."""
 
 _FIRST = 1 << 10  # values there is room for at first
