@@ -57,9 +57,9 @@ class SnapshotPages:
         self._first = {name: member.first for name, member in members.items()}
         self._begins = {name: self._of(name, member) for name, member in members.items()}
 
-    def _of(self, name: str, member: PageChunks) -> _Begins:
+    def _of(self, name: str, member: PageChunks) -> Begins:
         lengths = self._places.chunks.length[member.first : member.first + member.count]
-        begins = _Begins(lengths)
+        begins = Begins(lengths)
         if begins.size != member.size:
             raise Damaged(f"{name} has {begins.size} bytes, not {member.size}")
         return begins
@@ -93,12 +93,13 @@ class SnapshotPages:
         return bytes(memoryview(joined)[begin : begin + file.length(number)])
 
 
-class _Begins:
+class Begins:
     """Where chunks begin that lie one behind the other; kept of each STEP-th only."""
 
     STEP = 128
 
     def __init__(self, lengths: Column) -> None:
+        """Take the length of each, in bytes."""
         self._lengths = lengths
         some = np.arange(0, len(lengths), self.STEP)
         sums = np.add.reduceat(lengths, some, dtype=np.int64) if len(some) else some

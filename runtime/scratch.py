@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +31,14 @@ _FIRST = 1 << 10  # values there is room for at first
 
 
 class Scratch:
-    """Makes arrays; each is there for as long as somebody has it. Close it in the end."""
+    """Makes arrays, for several threads; each stays good also after this was closed, in the end."""
 
     def __init__(self, directory: Path) -> None:
         """Have the file, once it is needed, on the disk of a directory."""
         self._directory = directory
         self._descriptor = -1
         self._end = 0
+        self._lock = threading.Lock()
 
     def zeros(self, count: int, kind: np.dtype[Any]) -> NDArray[Any]:
         """Make an array of zeros.
@@ -46,13 +48,14 @@ class Scratch:
         size = count * kind.itemsize
         if size < LEAST:
             return np.zeros(count, kind)
-        if self._descriptor < 0:
-            self._descriptor = self._made()
         size += -size % mmap.ALLOCATIONGRANULARITY
-        with self._writing():
-            os.posix_fallocate(self._descriptor, self._end, size)
-        mapped = mmap.mmap(self._descriptor, size, offset=self._end)
-        self._end += size
+        with self._lock:
+            if self._descriptor < 0:
+                self._descriptor, self._end = self._made(), 0
+            with self._writing():
+                os.posix_fallocate(self._descriptor, self._end, size)
+            mapped = mmap.mmap(self._descriptor, size, offset=self._end)
+            self._end += size
         return np.frombuffer(mapped, kind, count)
 
     def _made(self) -> int:
@@ -72,7 +75,7 @@ class Scratch:
             ) from error
 
     def close(self) -> None:
-        """Close the file; the arrays stay good. May be repeated."""
+        """Close the file; the next array has another. May be repeated."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
