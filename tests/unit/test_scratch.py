@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import mmap
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pymigrate.runtime import scratch
 from pymigrate.runtime.errors import NoSpace
 from pymigrate.runtime.scratch import LEAST, Growing, Scratch
 
@@ -67,7 +67,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(scratch.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with closing(Scratch(tmp_path)) as made, pytest.raises(NoSpace, match="full"):
         made.zeros(LEAST, BYTE)
 
