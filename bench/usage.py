@@ -81,7 +81,8 @@ class Usage:
             _, spent, most, own = seen
             self._cpu.setdefault(pid, [spent if first else 0.0, spent])[1] = spent
             if not first and (pid in self._memory or self._cpu[pid][0] == 0.0):
-                self._memory[pid] = most
+                # Of one that is about to end, or has just become another program, it is less.
+                self._memory[pid] = max(most, self._memory.get(pid, 0))
                 anonymous += own
         self.anonymous = max(self.anonymous, anonymous)
 
