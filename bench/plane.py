@@ -18,7 +18,7 @@ from bench.results import Column, Measure
 from bench.subjects.criu_lazy import CriuLazy
 from bench.subjects.pymigrate import Pymigrate
 from bench.subjects.subject import NAME, fresh, program
-from bench.usage import Usage
+from bench.usage import used
 from bench.workload import Ticker, Workload
 from tests.lab import Host, Lab
 
@@ -86,6 +86,8 @@ class Plane:
             "seconds": seconds,
             "source_bytes": float(source.peak),
             "target_bytes": float(target.peak),
+            "source_own_bytes": float(source.anonymous),
+            "target_own_bytes": float(target.anonymous),
             "cpu_seconds": (source.seconds + target.seconds) * 1e9 / (self.mib << 20),
         }
 
@@ -144,18 +146,6 @@ class Plane:
             yield Sample("plane", {**values, "pause_seconds": seen.own_gap})
 
 
-@contextmanager
-def used(host: Host) -> Iterator[Usage]:
-    """Watch what the tools on a host use."""
-    processes = host.system[0] / "cgroup.procs"
-
-    def members() -> list[int]:
-        return [int(pid) for pid in processes.read_text().split()]
-
-    with Usage(members, but=frozenset(("memory",))) as usage:
-        yield usage
-
-
 def scp(source: Host, target: Host) -> None:
     """Copy by scp, as it comes."""
     to = f"{target.ssh_destination}:{THERE}/"
@@ -178,6 +168,8 @@ MEASURES = (
             Column("cpu_seconds", "CPU per GB", compared=False),
             Column("source_bytes", "memory here", compared=False),
             Column("target_bytes", "memory there", compared=False),
+            Column("source_own_bytes", "anonymous here", compared=False),
+            Column("target_own_bytes", "anonymous there", compared=False),
         ),
     ),
 )

@@ -16,6 +16,7 @@ from bench.harness import BenchError, Episode, Sample, interleave
 from bench.results import Column, Measure
 from bench.subjects.pymigrate import Pymigrate
 from bench.subjects.subject import NAME, Subject
+from bench.usage import Usage, used
 from bench.workload import PATIENCE, Ticker, Workload
 from tests.lab import Lab
 
@@ -80,7 +81,9 @@ class Restores:
         bring: Callable[[], object],
     ) -> Episode:
         act = partial(self._once, subject, keep, bring)
-        return Episode(subject.name, f"{self._workload.mib} MiB {variant}", ("restores",), act)
+        return Episode(
+            subject.name, f"{self._workload.mib} MiB {variant}", ("keeping", "restores"), act
+        )
 
     def _once(
         self, subject: Subject, keep: Callable[[], object], bring: Callable[[], object]
@@ -94,15 +97,18 @@ class Restores:
             )
             subject.launch(self._workload)
             ticker.watch()
-            keep()
+            with used(self._host) as keeping:
+                keep()
+            yield Sample("keeping", self._use(keeping))
             subject.remove()
-            ticker.expect_answer()
-            began = time.monotonic()
-            bring()
-            ended = time.monotonic()
-            answered = ticker.answered()
-            ticker.watch()
-            complete = max(answered, ended) if subject.name != "pymigrate" else self._complete()
+            with used(self._host) as bringing:
+                ticker.expect_answer()
+                began = time.monotonic()
+                bring()
+                ended = time.monotonic()
+                answered = ticker.answered()
+                ticker.watch()
+                complete = max(answered, ended) if subject.name != "pymigrate" else self._complete()
             stall = ticker.report().longest_gap
             ticker.verify()
             yield Sample(
@@ -112,8 +118,17 @@ class Restores:
                     "command_seconds": ended - began,
                     "all_seconds": complete - began,
                     "stall_seconds": stall,
+                    **self._use(bringing),
                 },
             )
+
+    def _use(self, usage: Usage) -> dict[str, float]:
+        """Return what the tools used; CPU seconds per 10⁹ bytes of the program's memory."""
+        return {
+            "cpu_seconds": usage.seconds * 1e9 / (self._workload.mib << 20),
+            "peak_bytes": float(usage.peak),
+            "own_bytes": float(usage.anonymous),
+        }
 
     def _complete(self) -> float:
         """Wait until all memory is there; returns when that was (time.monotonic)."""
@@ -130,6 +145,12 @@ class Restores:
         self._host.sh(f"rm -rf {ARCHIVE} {self._host.root}/snapshots")
 
 
+_USE = (
+    Column("cpu_seconds", "CPU per GB", compared=False),
+    Column("peak_bytes", "memory", compared=False),
+    Column("own_bytes", "anonymous", compared=False),
+)
+
 MEASURES = (
     Measure(
         "restores",
@@ -139,7 +160,13 @@ MEASURES = (
             Column("all_seconds", "until all is there", compared=False),
             Column("stall_seconds", "worst stall between", compared=False),
             Column("command_seconds", "until the command ends", compared=False),
+            *_USE,
         ),
+    ),
+    Measure(
+        "keeping",
+        "Keeping it before: a checkpoint that ends it, a snapshot that lets it run",
+        _USE,
     ),
 )
 

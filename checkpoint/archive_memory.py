@@ -8,21 +8,26 @@ file as it is but where more than SPARE changed.
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pymigrate.checkpoint import block_table
+from pymigrate.checkpoint.digest_table import Digests, DigestTable
 from pymigrate.checkpoint.images import PAGE
 from pymigrate.checkpoint.in_order import in_order
-from pymigrate.checkpoint.laid_aside import Aside, Digest
+from pymigrate.checkpoint.laid_aside import Aside
 from pymigrate.checkpoint.memory_looks import Taken
 from pymigrate.checkpoint.page_blocks import Block, Encoder, Spooled
 from pymigrate.checkpoint.page_layout import Batch, Layout
 from pymigrate.checkpoint.spool import Place, Spool
+from pymigrate.runtime.scratch import Growing, Zeros
 
 SPARE = 64 << 20
 """Bytes that are laid aside in memory under the freeze: the command stays small."""
@@ -33,34 +38,24 @@ THREADS = min(8, len(os.sched_getaffinity(0)))
 MUCH = 64 << 20
 """Bytes of new blocks in one look after which another one pays: it took long."""
 
-_NAME = 16  # bytes of a Digest
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A block in the spool: the digests of its segments, joined, and how many pages each has."""
-
-    place: Place
-    segments: bytes
-    pages: bytes
-    digest: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes of the plain block."""
-        return sum(self.pages) * PAGE
+_BLOCK = np.dtype(
+    [("offset", "=i8"), ("length", "=i4"), ("pages", "=i4"), ("digest", f"V{block_table.DIGEST}")]
+)
+_PART = np.dtype([("block", "=i4"), ("first", "u1"), ("pages", "u1")])
 
 
 class ArchiveMemory:
     """Keeps memory in a spool, as the `Store` of a look. Close it in the end."""
 
-    def __init__(self, spool: Spool, encoder: Encoder) -> None:
-        """Take where frames go, and what makes them."""
+    def __init__(self, spool: Spool, encoder: Encoder, zeros: Zeros = np.zeros) -> None:
+        """Take where frames go, what makes them, and what makes tables."""
         self._spool = spool
         self._encoder = encoder
-        self._blocks: dict[bytes, _Seen] = {}  # by the digests of their segments, joined
-        self._having: dict[Digest, _Seen] = {}  # a block that has this segment
-        self._aside = Aside()
+        self._blocks: dict[bytes, int] = {}  # by the hash of the digests of their segments
+        self._spooled = Growing(_BLOCK, zeros)
+        self._parts = DigestTable(_PART, zeros)  # by the digest of a segment: which block has it
+        self._fresh: list[tuple[Digests, NDArray[np.void]]] = []  # parts that are not there yet
+        self._aside = Aside(zeros)
         self._new = 0
         self._lock = threading.Lock()
 
@@ -70,24 +65,32 @@ class ArchiveMemory:
         """Take the segments of a block together."""
         return layout.blocks()
 
-    def see(self, batch: Batch, content: memoryview, digests: Sequence[Digest]) -> None:
+    def see(self, batch: Batch, content: memoryview, digests: Digests) -> None:
         """Compress and spool a block, if there is none like it."""
-        name = b"".join(digests)
-        if not digests or name in self._blocks:
+        if not len(digests):
             return
-        edges = batch.edges[: len(digests) + 1]
-        size = (edges[-1] - edges[0]) * PAGE
-        block = self._encoder.encode(content[:size])
+        name = _name(digests)
+        if name in self._blocks:
+            return
+        edges = np.array(batch.edges[: len(digests) + 1]) - batch.edges[0]
+        block = self._encoder.encode(content[: int(edges[-1]) * PAGE])
         place = self._spool.append(block.frame)
-        pages = bytes(last - first for first, last in itertools.pairwise(edges))
-        spooled = _Seen(place, name, pages, block.digest)
+        spooled = np.array([(place.offset, place.length, edges[-1], block.digest)], _BLOCK)
+        parts = np.zeros(len(digests), _PART)
+        parts["first"], parts["pages"] = edges[:-1], np.diff(edges)
         with self._lock:
-            self._new += size
-            self._blocks[name] = spooled
-            self._having.update(dict.fromkeys(digests, spooled))
+            self._new += block.size
+            if name not in self._blocks:  # else another thread has seen the same
+                parts["block"] = self._blocks[name] = len(self._spooled)
+                self._spooled.extend(spooled)
+                self._fresh.append((digests, parts))
 
     def settle(self) -> bool:
-        """Say whether much was spooled."""
+        """Note where each segment is to be found; say whether much was spooled."""
+        if self._fresh:
+            digests, parts = (np.concatenate(each) for each in zip(*self._fresh, strict=True))
+            self._fresh.clear()
+            self._parts.add_new(digests, parts)
         much = self._new >= MUCH
         if much:
             self._new = 0
@@ -97,44 +100,44 @@ class ArchiveMemory:
         """Lay aside in memory what fits, and then in a file."""
         self._aside.limit(SPARE, stage)
 
-    def keep(self, digest: Digest, segment: memoryview) -> None:
+    def keep(self, batch: Batch, content: memoryview, digests: Digests) -> None:
         """Lay aside what was not spooled."""
-        if digest not in self._having:
-            self._aside.put(digest, segment)
+        self._aside.put_all(batch, content, digests, self._parts.find(digests) < 0)
 
     # Afterwards
 
     def blocks(self, taken: Taken, pool: ThreadPoolExecutor) -> Iterator[Block]:
         """Yield the blocks of a file of pages."""
-        digests = iter(taken.digests)
-        named = (
-            (batch, [*itertools.islice(digests, len(batch.edges) - 1)])
-            for batch in taken.layout.blocks()
-        )
-        return in_order(pool, lambda both: self._block(*both), named)
+        return in_order(pool, lambda batch: self._block(batch, taken), taken.layout.blocks())
 
-    def _block(self, batch: Batch, digests: Sequence[Digest]) -> Block:
-        spooled = self._blocks.get(b"".join(digests))
-        if spooled is not None:
-            return Spooled(batch.size, spooled.digest, self._spool.stretch(spooled.place))
-        opened: dict[Place, bytes] = {}
-        plain = b"".join(self._segment(digest, opened) for digest in digests)
+    def _block(self, batch: Batch, taken: Taken) -> Block:
+        digests = taken.digests[batch.first : batch.first + batch.segments]
+        number = self._blocks.get(_name(digests))
+        if number is not None:
+            place, digest = self._place(number)
+            return Spooled(batch.size, digest, self._spool.stretch(place))
+        opened: dict[int, bytes] = {}
+        plain = b"".join(self._segment(digests[at : at + 1], opened) for at in range(len(digests)))
         if len(plain) != batch.size:
             raise AssertionError(f"a block of {batch.size} bytes is put together of {len(plain)}")
         return self._encoder.encode(plain)
 
-    def _segment(self, digest: Digest, opened: dict[Place, bytes]) -> bytes:
+    def _place(self, number: int) -> tuple[Place, bytes]:
+        block = self._spooled.values[number]
+        return Place(int(block["offset"]), int(block["length"])), block["digest"].tobytes()
+
+    def _segment(self, digest: Digests, opened: dict[int, bytes]) -> bytes:
         """Return a segment; ``opened`` are the plain blocks that were needed for others."""
-        spooled = self._having.get(digest)
-        if spooled is None:
-            return self._aside.get(digest)
-        plain = opened.get(spooled.place)
+        (row,) = self._parts.find(digest)
+        if row < 0:
+            return self._aside.get(digest.tobytes())
+        number, first, pages = self._parts.values(np.array([row]))[0].tolist()
+        plain = opened.get(number)
         if plain is None:
-            frame = self._spool.read(spooled.place)
-            plain = opened[spooled.place] = self._encoder.decode(frame, spooled.size)
-        number = _names(spooled.segments).index(digest)
-        begin = sum(spooled.pages[:number]) * PAGE
-        return plain[begin : begin + spooled.pages[number] * PAGE]
+            frame = self._spool.read(self._place(number)[0])
+            size = int(self._spooled.values[number]["pages"]) * PAGE
+            plain = opened[number] = self._encoder.decode(frame, size)
+        return plain[first * PAGE : (first + pages) * PAGE]
 
     def close(self) -> None:
         """Forget everything; may be repeated."""
@@ -156,5 +159,6 @@ class TakenPages:
         return self._memory.blocks(self._taken, pool)
 
 
-def _names(joined: bytes) -> list[Digest]:
-    return [joined[at : at + _NAME] for at in range(0, len(joined), _NAME)]
+def _name(digests: Digests) -> bytes:
+    """Name a block by the digests of its segments, which nobody else can foresee."""
+    return xxhash.xxh3_128_digest(digests.tobytes())

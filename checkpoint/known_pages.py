@@ -3,7 +3,8 @@
 Kernels without soft-dirty bits (arm64's, and many of clouds) do not say which pages were written.
 So they are read again and compared by content: 16 bytes are kept for each page, and a page that was
 written with what was in it before counts as the same. The hash is keyed by a number that nobody
-else knows, so a program cannot choose pages that collide.
+else knows, so a program cannot choose pages that collide. They lie in a file without a name, so
+that they need no memory where that is short (runtime/scratch.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import enum
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import xxhash
+
+from pymigrate.runtime.scratch import Scratch, Zeros
 
 PAGE = 4096
 BLOCK = 512
@@ -68,27 +72,53 @@ class Compared:
     groups: Hashes  # of each of these
 
 
+@dataclass(frozen=True, slots=True)
 class _Block:
     """What was sent of 2 MiB of addresses; zero is not known."""
 
-    def __init__(self) -> None:
-        self.pages: Hashes = np.zeros((BLOCK, 2), np.uint64)
-        self.groups: Hashes = np.zeros((BLOCK // GROUP, 2), np.uint64)
-        self.states: States = np.zeros(BLOCK, np.uint8)
+    pages: Hashes
+    groups: Hashes
+    states: States
+
+
+class _Blocks:
+    """Makes blocks, many at a time: each array in a file has a mapping of its own."""
+
+    ROWS = BLOCK + BLOCK // GROUP
+    ONCE = 128
+
+    def __init__(self, zeros: Zeros) -> None:
+        self._zeros = zeros
+        self._rows: Hashes = np.zeros((0, 2), np.uint64)
+
+    def make(self) -> _Block:
+        """Make one of which nothing is known."""
+        if not len(self._rows):
+            count = self.ONCE * self.ROWS
+            self._rows = self._zeros(2 * count, np.dtype(np.uint64)).reshape(count, 2)
+        block, self._rows = self._rows[: self.ROWS], self._rows[self.ROWS :]
+        return _Block(block[:BLOCK], block[BLOCK:], np.zeros(BLOCK, np.uint8))
 
 
 class KnownPages:
     """The hashes of what was sent, by process and address. For one thread.
 
     Where 16 pages in a row are there, they also have a hash together: so what has not changed, as
-    most has not, is hashed once and compared once, and not page by page.
+    most has not, is hashed once and compared once, and not page by page. Close it in the end.
     """
 
-    def __init__(self) -> None:
-        """Know nothing."""
+    def __init__(self, directory: Path | None = None) -> None:
+        """Know nothing; large tables are on the disk of the directory, without one in memory."""
+        self._scratch = None if directory is None else Scratch(directory)
+        self._made = _Blocks(np.zeros if self._scratch is None else self._scratch.zeros)
         self._seed = secrets.randbits(64)
         self._blocks: dict[tuple[int, int], _Block] = {}
         self._zero = self._digests(memoryview(bytes(PAGE)), [0], PAGE)[0]
+
+    def close(self) -> None:
+        """Close the file; who goes on with what is known makes another. May be repeated."""
+        if self._scratch is not None:
+            self._scratch.close()
 
     def __bool__(self) -> bool:
         """Say whether anything is known."""
@@ -156,7 +186,9 @@ class KnownPages:
         """Remember that all of this is sent, or was before; zeros need no sending."""
         states = np.where(seen.zeros, np.uint8(State.ZEROS), np.uint8(State.CONTENT))
         for block, which, slots in split(addresses):
-            known = self._blocks.setdefault((inner, block), _Block())
+            known = self._blocks.get((inner, block))
+            if known is None:
+                known = self._blocks[inner, block] = self._made.make()
             known.pages[slots] = seen.hashes[which]
             known.states[slots] = states[which]
             known.groups[slots // GROUP] = 0  # or it would still vouch for what was there before

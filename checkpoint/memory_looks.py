@@ -16,11 +16,9 @@ second look costs little more than reading.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,20 +27,49 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from pymigrate.checkpoint import archive, hidden_memory, images, memory_map
+from pymigrate.checkpoint import archive, digest_table, hidden_memory, images, memory_map
+from pymigrate.checkpoint.digest_table import Digests
 from pymigrate.checkpoint.hidden_memory import Hidden
-from pymigrate.checkpoint.laid_aside import Digest
-from pymigrate.checkpoint.page_layout import BATCH, Batch, Layout
+from pymigrate.checkpoint.in_order import in_order
+from pymigrate.checkpoint.page_layout import BATCH, Batch, Flags, Layout, Numbers
 from pymigrate.runtime.errors import DumpFailed
-from pymigrate.runtime.memory import Memories, Memory, Range, Regions
+from pymigrate.runtime.memory import Memories, Memory, Regions, regions_of
 from pymigrate.runtime.write_tracking import WriteTracking
 
 THREADS = 2
 LOOKS = 3  # at most, while it runs; another one only where there was much
-_TOGETHER = 64 << 20  # bytes that threads work on before the store may settle
+_TOGETHER = 32 << 20  # bytes that threads work on before the store may settle
 
-Still = Mapping[int, Mapping[int, Digest]]
-"""By a process' inner PID, what was in a segment of it; see Layout.names."""
+
+@dataclass(frozen=True)
+class Seen:
+    """The digests of segments of one process, and what these are called; see Layout.names."""
+
+    names: Numbers
+    digests: Digests
+    known: Flags  # where there is a digest
+
+    @classmethod
+    def nothing(cls, layout: Layout) -> Seen:
+        """Have seen nothing of a layout yet."""
+        count = layout.segments
+        return cls(layout.names(), np.zeros((count, 2), np.uint64), np.zeros(count, np.bool_))
+
+    def learn(self, other: Seen | None, which: Flags) -> None:
+        """Take over what was seen of segments, of those of ours that are called the same."""
+        if other is None or not other.names.size:
+            return
+        order = np.argsort(other.names, kind="stable")  # all but CRIU's own ascend already
+        wanted = np.flatnonzero(which & (self.names >= 0))
+        places = np.searchsorted(other.names, self.names[wanted], sorter=order)
+        rows = order[np.minimum(places, len(order) - 1)]
+        is_same = (other.names[rows] == self.names[wanted]) & other.known[rows]
+        self.digests[wanted[is_same]] = other.digests[rows[is_same]]
+        self.known[wanted[is_same]] = True
+
+
+Looked = Mapping[int, Seen]
+"""What was seen of processes, by their inner PIDs."""
 
 
 class Store(Protocol):
@@ -54,7 +81,7 @@ class Store(Protocol):
     def batches(self, layout: Layout) -> Iterator[Batch]:
         """Take together what is to be seen together, each of at most BATCH pages."""
 
-    def see(self, batch: Batch, content: memoryview, digests: Sequence[Digest]) -> None:
+    def see(self, batch: Batch, content: memoryview, digests: Digests) -> None:
         """Keep what is new in a batch, of a container that runs; its last segments may be gone."""
 
     def settle(self) -> bool:
@@ -63,8 +90,8 @@ class Store(Protocol):
     def still(self, stage: Path) -> None:
         """Be told that it stands still; in the stage files can be made."""
 
-    def keep(self, digest: Digest, segment: memoryview) -> None:
-        """Keep a segment, if it is new, at once: the container stands still."""
+    def keep(self, batch: Batch, content: memoryview, digests: Digests) -> None:
+        """Keep what is new in a batch at once: the container stands still."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,7 @@ class Taken:
     map_name: str
     entries: Sequence[images.Entry]
     layout: Layout
-    digests: Sequence[Digest]  # of each segment of the layout
+    digests: Digests  # of each segment of the layout
 
 
 class MemoryLooks:
@@ -93,8 +120,8 @@ class MemoryLooks:
         self._pool = ThreadPoolExecutor(threads)
         self._beside = ThreadPoolExecutor(1)  # looks with the others while CRIU is waited for
         self._tracking = WriteTracking()
-        self._seen: dict[int, Mapping[int, Digest]] = {}  # by the newest look, while it runs
-        self._still: Future[Still] | None = None
+        self._seen: dict[int, Seen] = {}  # by the newest look, while it runs
+        self._still: Future[Looked] | None = None
 
     # While it runs
 
@@ -117,25 +144,39 @@ class MemoryLooks:
             for inner, memory in memories.by_inner.items():
                 areas = memory.areas()
                 # First: what is written from now on may be read as it was before.
-                written = [each for area in areas for each in self._tracking.written(memory, area)]
+                written = regions_of(
+                    each for area in areas for each in self._tracking.written(memory, area)
+                )
                 layout = Layout.of_areas(memory, areas)
-                known = _unchanged(layout, before.get(inner, {}), written)
-                rest = layout.only([digest is None for digest in known])
-                seen: list[Digest | None] = []
+                seen = self._seen[inner] = Seen.nothing(layout)
+                seen.learn(before.pop(inner, None), ~layout.touches(written))
+                rest = layout.only(~seen.known)
+                later = _Later(seen)
                 for some in _groups(self._store.batches(rest)):
-                    found = self._pool.map(functools.partial(self._see, rest, memory), some)
-                    seen += itertools.chain.from_iterable(found)
+                    self._read(rest, memory, -1, some, self._store.see, later)
                     much |= self._store.settle()
-                later = iter(seen)
-                self._seen[inner] = _by_name(layout, [each or next(later) for each in known])
         return much
 
-    def _see(self, layout: Layout, memory: Memory, batch: Batch) -> list[Digest | None]:
-        into = self._buffer(batch)
-        content = into[: layout.read(batch, memory, -1, into)]  # what is gone was not seen
-        digests = [*map(self._digest, batch.segments(content))]
-        self._store.see(batch, content, digests)
-        return _padded(digests, batch)
+    def _read(
+        self,
+        layout: Layout,
+        memory: Memory | None,
+        file: int,
+        batches: Iterable[Batch],
+        keep: Callable[[Batch, memoryview, Digests], None],
+        later: _Later,
+    ) -> None:
+        """Have the store keep batches by several threads; what is gone was not seen."""
+
+        def read(batch: Batch) -> None:
+            into = self._buffer(batch)
+            content = into[: layout.read(batch, memory, file, into)]
+            digests = digest_table.joined([*map(self._digest, batch.cut(content))])
+            keep(batch, content, digests)
+            later.put(batch, digests)
+
+        for _ in in_order(self._pool, read, batches):
+            pass
 
     # Under the freeze
 
@@ -144,31 +185,18 @@ class MemoryLooks:
         self._store.still(stage)
         self._still = self._beside.submit(self._look_still, pids)
 
-    def _look_still(self, pids: Sequence[int]) -> Still:
-        found: dict[int, Mapping[int, Digest]] = {}
+    def _look_still(self, pids: Sequence[int]) -> Looked:
+        found: dict[int, Seen] = {}
         with Memories.of(pids) as memories:
             for inner, memory in memories.by_inner.items():
                 areas = memory.quiet_areas()
                 layout = Layout.of_areas(memory, areas)
                 clean = [self._tracking.sort(memory, area)[0] for area in areas]
-                known = self._unwritten(inner, layout, clean)
-                rest = layout.only([digest is None for digest in known])
-                later = self._read_all(rest, memory, -1)
-                digests = [digest or next(later) for digest in known]
+                seen = found[inner] = Seen.nothing(layout)
+                seen.learn(self._seen.pop(inner, None), layout.lies_in(_joined(clean)))
                 # What is gone was not seen: where all of it is wanted, it is read again.
-                found[inner] = _by_name(layout, digests)
+                self._read_all(layout, memory, -1, seen)
         return found
-
-    def _unwritten(
-        self, inner: int, layout: Layout, clean: Sequence[Regions]
-    ) -> Sequence[Digest | None]:
-        """Return what was seen of segments of which no page was written since."""
-        seen = self._seen.get(inner, {})
-        unwritten = layout.lies_in(np.concatenate(clean) if clean else np.zeros((0, 2), np.uint64))
-        return [
-            seen.get(name) if is_unwritten else None
-            for name, is_unwritten in zip(layout.names(), unwritten, strict=True)
-        ]
 
     def take(self, pids: Sequence[int], stage: Path, hidden: Sequence[Hidden]) -> None:
         """Have the store keep all. Raises DumpFailed if some of it cannot be read."""
@@ -187,41 +215,28 @@ class MemoryLooks:
                     continue  # CRIU's file of pages is complete
                 layout = Layout.of_entries(entries)
                 pages = f"pages-{pages_id}.img"
-                digests = self._take_all(layout, memory, directory / pages, still.get(inner, {}))
+                digests = self._take_all(layout, memory, directory / pages, still.get(inner))
                 taken = Taken(f"{archive.IMAGES}/{path.name}", entries, layout, digests)
                 self.taken[f"{archive.IMAGES}/{pages}"] = taken
 
     def _take_all(
-        self, layout: Layout, memory: Memory | None, path: Path, seen: Mapping[int, Digest]
-    ) -> list[Digest]:
-        known = [seen.get(key) for key in layout.names()]
-        rest = layout.only([digest is None for digest in known])
+        self, layout: Layout, memory: Memory | None, path: Path, still: Seen | None
+    ) -> Digests:
+        seen = Seen.nothing(layout)
+        seen.learn(still, np.ones(layout.segments, np.bool_))
         with path.open("rb", buffering=0) as stream:
-            later = self._read_all(rest, memory, stream.fileno())
-            digests = [digest or next(later) for digest in known]
-        found = [digest for digest in digests if digest is not None]
-        if len(found) < len(digests):
+            self._read_all(layout, memory, stream.fileno(), seen)
+        if not seen.known.all():
             raise DumpFailed(f"memory that belongs into {path.name} cannot be read")
-        return found
+        return seen.digests
 
-    def _read_all(
-        self, layout: Layout, memory: Memory | None, file: int
-    ) -> Iterator[Digest | None]:
-        """Have the store keep it; yields the digest of each segment, None if it is gone."""
+    def _read_all(self, layout: Layout, memory: Memory | None, file: int, seen: Seen) -> None:
+        """Have the store keep all that was not seen."""
+        rest = layout.only(~seen.known)
+        later = _Later(seen)
+        self._read(rest, memory, file, rest.batches(), self._store.keep, later)
 
-        def read(batch: Batch) -> list[Digest | None]:
-            into = self._buffer(batch)
-            content = into[: layout.read(batch, memory, file, into)]
-            return _padded([*map(self._kept, batch.segments(content))], batch)
-
-        return itertools.chain.from_iterable(self._pool.map(read, layout.batches()))
-
-    def _kept(self, segment: memoryview) -> Digest:
-        digest = self._digest(segment)
-        self._store.keep(digest, segment)
-        return digest
-
-    def _digest(self, segment: memoryview) -> Digest:
+    def _digest(self, segment: memoryview) -> bytes:
         return xxhash.xxh3_128_digest(segment, self._seed)
 
     def _buffer(self, batch: Batch) -> memoryview:
@@ -259,28 +274,19 @@ def _groups(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
         yield some
 
 
-def _unchanged(
-    layout: Layout, seen: Mapping[int, Digest], written: Sequence[Range]
-) -> Sequence[Digest | None]:
-    """Return what was seen of segments of which no page was written, of a process that runs."""
-    if not seen:
-        return [None] * layout.segments
-    regions = np.array([(each.start, each.end) for each in written], np.uint64).reshape(-1, 2)
-    return [
-        None if is_written else seen.get(name)
-        for name, is_written in zip(layout.names(), layout.touches(regions), strict=True)
-    ]
+class _Later:
+    """What several threads see of the segments that were not known, in their order."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+        self._which = np.flatnonzero(~seen.known)
+
+    def put(self, batch: Batch, digests: Digests) -> None:
+        """Take down the first segments of a batch; of the others nothing was seen."""
+        which = self._which[batch.first : batch.first + len(digests)]
+        self._seen.digests[which] = digests
+        self._seen.known[which] = True
 
 
-def _padded(digests: Sequence[Digest], batch: Batch) -> list[Digest | None]:
-    """Add nothing for each segment that is gone."""
-    return [*digests, *[None] * (len(batch.edges) - 1 - len(digests))]
-
-
-def _by_name(layout: Layout, digests: Sequence[Digest | None]) -> dict[int, Digest]:
-    """Sort what was seen by what the segments are called; what is gone was not seen."""
-    return {
-        name: digest
-        for name, digest in zip(layout.names(), digests, strict=True)
-        if digest is not None
-    }
+def _joined(regions: Sequence[Regions]) -> Regions:
+    return np.concatenate(regions) if regions else np.zeros((0, 2), np.uint64)

@@ -2,11 +2,12 @@
 
 A lazy dump leaves private memory in its process: CRIU's file of pages has only the others. The
 layout is that of the complete file, as CRIU writes it where a dump is not lazy.
+
+It is a table of pieces, of up to 16 pages each: a byte for a page, where memory is not scattered.
 """
 
 from __future__ import annotations
 
-import bisect
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from pymigrate.checkpoint.images import PAGE, Entry
 from pymigrate.checkpoint.memory_map import BLOCK
-from pymigrate.runtime.memory import Area, Memory, Range, Regions
+from pymigrate.runtime.memory import Area, Memory, Range, Regions, regions_of
 
 WINDOW = 64 << 10
 """Bytes of addresses whose pages are one segment: a page that appears moves no other's."""
@@ -26,20 +27,36 @@ BATCH = 512  # pages that are read together: 2 MiB, which stay in the cache unti
 
 LITTLE = 16  # pages below which a block goes on in the next window
 
+_SOME = 1 << 14  # segments that are compared at once
+
+Flags = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
+
+_RUN = np.dtype([("address", "=i8"), ("pages", "=i8"), ("present", "=?")])
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Segments that are read together: numbers of pages, each segment's first and one behind."""
+    """Segments that are read together, from ``first`` on.
 
+    ``edges`` are numbers of pages, each segment's first and one behind.
+    """
+
+    first: int
     edges: Sequence[int]
+
+    @property
+    def segments(self) -> int:
+        """How many there are."""
+        return len(self.edges) - 1
 
     @property
     def size(self) -> int:
         """Bytes."""
         return (self.edges[-1] - self.edges[0]) * PAGE
 
-    def segments(self, content: memoryview) -> Iterator[memoryview]:
-        """Cut what was read; a segment of which a part is missing is left out."""
+    def cut(self, content: memoryview) -> Iterator[memoryview]:
+        """Cut what was read into segments; one of which a part is missing is left out."""
         for first, last in zip(self.edges, self.edges[1:], strict=False):
             begin, end = ((edge - self.edges[0]) * PAGE for edge in (first, last))
             if end > len(content):
@@ -49,98 +66,138 @@ class Batch:
 
 @dataclass(frozen=True)
 class Layout:
-    """The pages of one process; ``places`` are bytes in CRIU's own file, or -1: in the process."""
+    """The pages of one process, as pieces that follow one another within a window each.
 
-    addresses: NDArray[np.uint64]
-    places: NDArray[np.int64]
+    ``addresses`` are where pieces begin, ``counts`` their pages, and ``places`` where they lie in
+    CRIU's own file, in bytes, or -1: in the process.
+    """
+
+    addresses: Numbers
+    counts: NDArray[np.uint8]
+    places: Numbers
 
     @classmethod
     def of_entries(cls, entries: Sequence[Entry]) -> Layout:
         """Lay out what CRIU's pagemap of a dump says."""
-        addresses = _pages((entry.address, entry.pages) for entry in entries)
-        counts = [entry.pages for entry in entries]
-        here = np.repeat(np.array([entry.present for entry in entries], np.bool_), counts)
-        places = np.where(here, (np.cumsum(here) - 1) * PAGE, -1)
-        return cls(addresses, places)
+        runs = np.fromiter(
+            ((entry.address, entry.pages, entry.present) for entry in entries), _RUN, len(entries)
+        )
+        here = np.where(runs["present"], runs["pages"], 0)
+        places = np.where(runs["present"], (np.cumsum(here) - here) * PAGE, -1)
+        return cls._cut(runs["address"], runs["pages"] * PAGE, places)
 
     @classmethod
     def of_areas(cls, memory: Memory, areas: Iterable[Area]) -> Layout:
         """Lay out the pages that are in some mappings of a process, which may run, just now."""
-        ranges = [each for area in areas for each in memory.pages(area)]
-        addresses = _pages((each.start, each.length // PAGE) for each in ranges)
-        return cls(addresses, np.broadcast_to(np.int64(-1), len(addresses)))
+        found = regions_of(each for area in areas for each in memory.pages(area)).astype(np.int64)
+        starts, ends = found[:, 0], found[:, 1]
+        return cls._cut(starts, ends - starts, np.full(len(starts), -1))
+
+    @classmethod
+    def _cut(cls, starts: Numbers, lengths: Numbers, places: Numbers) -> Layout:
+        """Cut runs of pages, in bytes, at the ends of windows."""
+        ends = starts + lengths
+        windows = starts // WINDOW
+        counts = -(-ends // WINDOW) - windows
+        # In place: these are as long as the layout.
+        begins = np.repeat(windows - np.cumsum(counts) + counts, counts)
+        begins += np.arange(len(begins))
+        begins *= WINDOW
+        pages = np.repeat(ends, counts)
+        np.minimum(pages, begins + WINDOW, out=pages)
+        firsts = np.repeat(starts, counts)
+        np.maximum(begins, firsts, out=begins)
+        pages -= begins
+        pages //= PAGE
+        found = np.repeat(places, counts)
+        np.add(found, begins - firsts, out=found, where=found >= 0)
+        return cls(begins, pages.astype(np.uint8), found)
 
     @property
     def size(self) -> int:
         """Bytes of all pages."""
-        return len(self.addresses) * PAGE
-
-    @functools.cached_property
-    def edges(self) -> NDArray[np.int64]:
-        """Number the first page of each segment, the pages of a window, and the one behind all."""
-        if not len(self.addresses):
-            return np.zeros(1, np.int64)
-        windows = self.addresses // np.uint64(WINDOW)
-        inner = np.flatnonzero(windows[1:] != windows[:-1]) + 1
-        return np.concatenate(([0], inner, [len(windows)])).astype(np.int64)
+        return int(self.edges[-1]) * PAGE
 
     @property
     def segments(self) -> int:
-        """How many there are."""
-        return len(self.edges) - 1
+        """How many there are: each is the pages of a window."""
+        return len(self._firsts) - 1
 
-    def names(self) -> list[int]:
+    @functools.cached_property
+    def _firsts(self) -> Numbers:
+        """Number the first piece of each segment, and the one behind all."""
+        windows = self.addresses // WINDOW
+        inner = np.flatnonzero(windows[1:] != windows[:-1]) + 1
+        return np.concatenate(([0], inner, [len(windows)])) if len(windows) else np.zeros(1, int)
+
+    @functools.cached_property
+    def edges(self) -> Numbers:
+        """Number the first page of each segment, and the one behind all."""
+        return np.concatenate(([0], np.cumsum(self.counts, dtype=np.int64)))[self._firsts]
+
+    def names(self) -> Numbers:
         """Return a number for each segment that says which pages it has; -1 if a file has some.
 
         Segments of two layouts of one process have the same pages if they have the same number.
+        They ascend, but for these.
         """
-        if not len(self.addresses):
-            return []
-        starts = self.edges[:-1]
-        window = np.uint64(WINDOW // PAGE)
-        bits = self.addresses // np.uint64(PAGE)  # in its own place: there are many
-        np.remainder(bits, window, out=bits)
-        np.left_shift(np.uint64(1), bits, out=bits)
-        which = np.bitwise_or.reduceat(bits, starts)
-        windows = self.addresses[starts] // np.uint64(WINDOW)
-        found = (windows << window | which).astype(np.int64)
+        if not self.segments:
+            return np.zeros(0, np.int64)
+        starts = self._firsts[:-1]
+        bits = self.addresses % WINDOW
+        bits //= PAGE
+        np.left_shift((1 << self.counts.astype(np.int64)) - 1, bits, out=bits)
+        found = (self.addresses[starts] // WINDOW) << (WINDOW // PAGE)
+        found |= np.bitwise_or.reduceat(bits, starts)
         found[np.maximum.reduceat(self.places, starts) >= 0] = -1
-        return [*map(int, found.tolist())]
+        return found
 
-    def lies_in(self, regions: Regions) -> list[bool]:
+    def lies_in(self, regions: Regions) -> Flags:
         """Say of each segment whether all of it lies in regions, which are in order."""
-        if not len(self.addresses):
-            return []
-        found: list[bool] = np.logical_and.reduceat(self._inside(regions), self.edges[:-1]).tolist()
+        found: Flags = self._inside(regions) == np.diff(self.edges) * PAGE
         return found
 
-    def touches(self, regions: Regions) -> list[bool]:
+    def touches(self, regions: Regions) -> Flags:
         """Say of each segment whether some of it lies in regions, which are in order."""
-        if not len(self.addresses):
-            return []
-        found: list[bool] = np.logical_or.reduceat(self._inside(regions), self.edges[:-1]).tolist()
+        return self._inside(regions) > 0
+
+    def _inside(self, regions: Regions) -> Numbers:
+        """Say of each segment how many bytes of it lie in regions."""
+        if not len(regions) or not self.segments:
+            return np.zeros(self.segments, np.int64)
+        starts, ends = (regions[:, column].astype(np.int64) for column in (0, 1))
+        before = np.concatenate(([0], np.cumsum(ends - starts)))
+
+        def below(addresses: Numbers) -> Numbers:
+            number = np.searchsorted(starts, addresses, "right")
+            above = np.maximum(ends[number - 1] - addresses, 0)  # of the last that has begun
+            return before[number] - np.where(number > 0, above, 0)
+
+        found = np.zeros(self.segments, np.int64)
+        for first in range(0, self.segments, _SOME):
+            edges = self._firsts[first : first + _SOME + 1]
+            some = slice(int(edges[0]), int(edges[-1]))
+            behind = self.addresses[some] + self.counts[some].astype(np.int64) * PAGE
+            inside = below(behind) - below(self.addresses[some])
+            found[first : first + _SOME] = np.add.reduceat(inside, edges[:-1] - edges[0])
         return found
 
-    def _inside(self, regions: Regions) -> NDArray[np.bool_]:
-        """Say of each page whether it lies in one; at their edges its number of them changes."""
-        edges = np.zeros(len(self.addresses) + 1, np.int8)
-        np.add.at(edges, np.searchsorted(self.addresses, regions[:, 0]), 1)
-        np.add.at(edges, np.searchsorted(self.addresses, regions[:, 1]), -1)
-        return np.cumsum(edges[:-1], dtype=np.int8) > 0
-
-    def only(self, wanted: Sequence[bool]) -> Layout:
+    def only(self, wanted: Flags) -> Layout:
         """Return the layout of some of the segments."""
-        rows = np.repeat(np.array(wanted, np.bool_), np.diff(self.edges))
-        return Layout(self.addresses[rows], self.places[rows])
+        rows = np.repeat(wanted, np.diff(self._firsts))
+        return Layout(self.addresses[rows], self.counts[rows], self.places[rows])
 
     def batches(self) -> Iterator[Batch]:
         """Take segments together."""
-        edges = self.edges.tolist()
-        at = 0
-        while edges[at] < len(self.addresses):
-            behind = bisect.bisect_right(edges, edges[at] + BATCH) - 1
-            yield Batch(edges[at : behind + 1])
-            at = behind
+        edges = self.edges
+        first = 0
+        while first < self.segments:
+            behind = int(np.searchsorted(edges, edges[first] + BATCH, "right"))
+            yield self._batch(first, behind - 1)
+            first = behind - 1
+
+    def _batch(self, first: int, behind: int) -> Batch:
+        return Batch(first, self.edges[first : behind + 1].tolist())
 
     def blocks(self) -> Iterator[Batch]:
         """Take segments together that are a block of an archive: what lies in a window of BLOCK.
@@ -148,18 +205,18 @@ class Layout:
         Where there is little, windows that follow one another are one block. So a page that appears
         changes one block; and what comes behind many pages begins a block as before.
         """
-        edges = self.edges.tolist()
-        windows = self.addresses[self.edges[:-1]] // np.uint64(BLOCK)
-        firsts = [*(np.flatnonzero(np.diff(windows)) + 1).tolist(), self.segments]
+        if not self.segments:
+            return
+        windows = self.addresses[self._firsts[:-1]] // BLOCK
+        edges = self.edges
         begin = first = 0
-        for last in firsts:
-            held, both = edges[first] - edges[begin], edges[last] - edges[begin]
+        for last in (*(np.flatnonzero(np.diff(windows)) + 1).tolist(), self.segments):
+            held, both = int(edges[first] - edges[begin]), int(edges[last] - edges[begin])
             if held >= LITTLE or (held and both * PAGE > BLOCK):
-                yield Batch(edges[begin : first + 1])
+                yield self._batch(begin, first)
                 begin = first
             first = last
-        if begin < first:
-            yield Batch(edges[begin : first + 1])
+        yield self._batch(begin, first)
 
     def read(self, batch: Batch, memory: Memory | None, file: int, into: memoryview) -> int:
         """Read a batch; returns the bytes that came before one was gone.
@@ -181,17 +238,17 @@ class Layout:
 
     def _pieces(self, batch: Batch) -> Iterator[tuple[bool, list[Range]]]:
         """Join neighbours: a run of a file by itself, runs of memory up to the next one."""
-        rows = slice(batch.edges[0], batch.edges[-1])
+        rows = slice(self._firsts[batch.first], self._firsts[batch.first + batch.segments])
         places = self.places[rows]
         in_file = places >= 0
-        starts = np.where(in_file, places, self.addresses[rows].astype(np.int64))
-        breaks = (np.diff(starts) != PAGE) | np.diff(in_file)
+        starts = np.where(in_file, places, self.addresses[rows])
+        ends = starts + self.counts[rows].astype(np.int64) * PAGE
+        breaks = (starts[1:] != ends[:-1]) | np.diff(in_file)
         firsts = [0, *(np.flatnonzero(breaks) + 1).tolist()]
         lasts = [*firsts[1:], len(starts)]
         waiting: list[Range] = []
         for first, last in zip(firsts, lasts, strict=True):
-            start = int(starts[first])
-            piece = Range(start, start + (last - first) * PAGE)
+            piece = Range(int(starts[first]), int(ends[last - 1]))
             if not in_file[first]:
                 waiting.append(piece)
                 continue
@@ -201,15 +258,3 @@ class Layout:
             yield True, [piece]
         if waiting:
             yield False, waiting
-
-
-def _pages(runs: Iterable[tuple[int, int]]) -> NDArray[np.uint64]:
-    """Return the address of each page of some runs, each an address and a number of pages."""
-    both = np.array(list(runs), np.uint64).reshape(-1, 2)
-    starts, counts = both[:, 0], both[:, 1]
-    before = np.cumsum(counts) - counts
-    found: NDArray[np.uint64] = np.repeat(
-        starts - before * np.uint64(PAGE), counts.astype(np.int64)
-    )
-    found += np.arange(0, len(found) * PAGE, PAGE, dtype=np.uint64)
-    return found

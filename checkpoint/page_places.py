@@ -2,16 +2,18 @@
 
 To read the tables of all packs and to look up a GiB of pages in them takes longer than CRIU takes
 to restore. So the command that restores does it once, and hands on what it found: columns of
-numbers in a file in memory, which the filler maps, and what they mean as JSON.
+numbers in a file without a name, which the filler maps, and what they mean as JSON.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from pymigrate.checkpoint.repository import Contents, Repository
 from pymigrate.checkpoint.repository_index import Chunks
 from pymigrate.checkpoint.sealing import ID_BYTES
 from pymigrate.checkpoint.snapshot import Member
+from pymigrate.runtime.scratch import Growing
 
 Description = Mapping[str, object]
 """What the columns mean: the packs, and the files of pages with their chunks and sizes."""
@@ -51,23 +54,33 @@ class PagePlaces:
         cls, repository: Repository, contents: Contents, members: Iterable[Member]
     ) -> PagePlaces:
         """Look up all chunks of files of pages; raises Damaged if one is in no pack."""
-        rows = [np.empty(0, np.int64)]
         found = {}
-        first = 0
-        for member in members:
-            ids = repository.expand(contents, member)
-            rows.append(repository.rows(contents, ids, member.name))
-            found[member.name] = PageChunks(first, len(ids), member.size)
-            first += len(ids)
-        chunks = contents.index.taken(np.concatenate(rows))
+        with repository.tables() as zeros:
+            columns = [Growing(np.dtype(np.uint32), zeros) for _ in range(4)]
+            first = 0
+            for member in members:
+                for rows in repository.chunks(contents, member):
+                    some = contents.index.taken(rows)
+                    for column, values in zip(
+                        columns, (some.pack, some.blob, some.offset, some.length), strict=True
+                    ):
+                        column.extend(values)
+                count = len(columns[0]) - first
+                found[member.name] = PageChunks(first, count, member.size)
+                first += count
+        chunks = Chunks(*(column.values for column in columns))
         return cls(contents.names, contents.tables, chunks, found)
 
-    def hand_on(self) -> tuple[Description, int]:
-        """Write the columns into a file in memory; returns what they mean, and its descriptor."""
-        descriptor = os.memfd_create("pymigrate-places", os.MFD_CLOEXEC)
-        with open(descriptor, "wb", closefd=False) as stream:
+    def hand_on(self, directory: Path | None) -> tuple[Description, int]:
+        """Write the columns into a file without a name, on the disk of a directory or in memory.
+
+        Returns what they mean, and its descriptor.
+        """
+        with _nameless(directory) as stream:
             for column in self._columns():
                 stream.write(column.data)
+            stream.flush()
+            descriptor = os.dup(stream.fileno())
         packs = [
             (name, int(table.kind), len(table.sealed))
             for name, table in zip(self.names, self.tables, strict=True)
@@ -107,3 +120,9 @@ class PagePlaces:
         count = sum(each.count for each in members.values())
         chunks = Chunks(column(count), column(count), column(count), column(count))
         return cls([name for name, _, _ in packs], tables, chunks, members)
+
+
+def _nameless(directory: Path | None) -> BinaryIO:
+    if directory is None:
+        return os.fdopen(os.memfd_create("pymigrate-places", os.MFD_CLOEXEC), "wb")
+    return cast("BinaryIO", tempfile.TemporaryFile(dir=directory))

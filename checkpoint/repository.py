@@ -19,7 +19,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,12 @@ import numpy as np
 
 from pymigrate.checkpoint import packs
 from pymigrate.checkpoint.packs import Ids, Table
-from pymigrate.checkpoint.repository_index import Index, Piece, Places, pieces
+from pymigrate.checkpoint.repository_index import Index, Joining, Piece, Places, pieces
 from pymigrate.checkpoint.repository_storage import Ends, Lock, Storage
 from pymigrate.checkpoint.sealing import ID_BYTES, Damaged, Keys
 from pymigrate.checkpoint.snapshot import MAX_BYTES, Member, Snapshot, is_identity
 from pymigrate.runtime.errors import NotFound, UsageError
+from pymigrate.runtime.scratch import Scratch, Zeros
 
 FORMAT = 1
 CONFIG = "config"
@@ -39,6 +40,8 @@ THREADS = 2
 _MAX_CONFIG = 1 << 16
 _SNAPSHOT = struct.Struct("<8sI")
 _SNAPSHOT_HEAD = _SNAPSHOT.pack(b"pymgsnap", FORMAT)
+_PACKS = 256  # whose ends are read together
+_LISTS = 1 << 20  # bytes of names that are read together
 _TABLE = 64 << 10  # bytes that are read of a pack's end at once: most tables are smaller
 _SMALL = 64 << 10  # bytes; few snapshots are larger
 _LATEST = "latest"
@@ -69,14 +72,21 @@ class Listing:
 class Repository:
     """An open repository; reading needs no lock, but prune waits for those who hold one."""
 
-    def __init__(self, disk: Storage, keys: Keys) -> None:
-        """Take a disk and its keys; use `open`."""
+    def __init__(self, disk: Storage, keys: Keys, scratch: Path | None = None) -> None:
+        """Take a disk and its keys; use `open`.
+
+        ``scratch`` is a directory of this host on whose disk large tables may be; else they are in
+        memory.
+        """
         self.disk = disk
         self.keys = keys
+        self.scratch = scratch
 
     @classmethod
-    def open(cls, disk: Storage, secret: bytes | None = None) -> Repository:
-        """Open a repository.
+    def open(
+        cls, disk: Storage, secret: bytes | None = None, scratch: Path | None = None
+    ) -> Repository:
+        """Open a repository; for ``scratch`` see the class.
 
         Raises:
             NotFound: there is none.
@@ -102,10 +112,12 @@ class Repository:
             raise Damaged(f"{disk.where}/{CONFIG}: {error.message}") from error
         if check != _check(keys, key) or data != _config(keys, key):
             raise Damaged(f"{disk.where}/{CONFIG} is damaged: it is not what was written")
-        return cls(disk, keys)
+        return cls(disk, keys, scratch)
 
     @classmethod
-    def open_or_make(cls, disk: Storage, secret: bytes | None = None) -> Repository:
+    def open_or_make(
+        cls, disk: Storage, secret: bytes | None = None, scratch: Path | None = None
+    ) -> Repository:
         """Open a repository, or make one in an empty directory; of two makers one wins."""
         if not disk.exists:
             if disk.foreign:
@@ -116,23 +128,37 @@ class Repository:
             disk.make()
             keys = Keys.make()
             disk.publish_first(CONFIG, _config(keys, keys.to_document(secret)))
-        return cls.open(disk, secret)
+        return cls.open(disk, secret, scratch)
+
+    @contextmanager
+    def tables(self) -> Iterator[Zeros]:
+        """Give what makes large tables, for a block; they stay good after it."""
+        if self.scratch is None:
+            yield np.zeros
+            return
+        with closing(Scratch(self.scratch)) as scratch:
+            yield scratch.zeros
 
     def contents(self) -> Contents:
         """Read the tables of all packs."""
-        tables: dict[str, Table] = {}
+        good: list[str] = []
         damaged: dict[str, str] = {}
         names = self.pack_names()
-        places = [f"packs/{name}" for name in names]
-        for name, ends in zip(
-            names, self.disk.ends(places, packs.HEADER.size, _TABLE), strict=True
-        ):
-            try:
-                tables[name] = self._table(name, ends)
-            except Damaged as error:
-                damaged[name] = error.message
-        found = tuple(tables.values())
-        return Contents(tuple(tables), found, Index.build(found), damaged)
+        with self.tables() as zeros:
+            joining = Joining(zeros)
+            for some in (names[at : at + _PACKS] for at in range(0, len(names), _PACKS)):
+                places = [f"packs/{name}" for name in some]
+                found = self.disk.ends(places, packs.HEADER.size, _TABLE)
+                for name, ends in zip(some, found, strict=True):
+                    try:
+                        table = self._table(name, ends)
+                    except Damaged as error:
+                        damaged[name] = error.message
+                        continue
+                    joining.add(table)
+                    good.append(name)
+            tables, index = joining.finish()
+        return Contents(tuple(good), tables, index, damaged)
 
     def pack_names(self) -> list[str]:
         """List the packs; names that are none of ours are left alone."""
@@ -257,6 +283,33 @@ class Repository:
             ids = self.lists(contents, ids, member.name)
         return ids
 
+    def chunks(self, contents: Contents, member: Member) -> Iterator[Places]:
+        """Yield the rows of all chunks of a member in order, some at a time; raises Damaged.
+
+        Raises Damaged at the end if they are not as long together as the member.
+        """
+        size = 0
+        for ids in self._expanded(contents, member):
+            rows = self.rows(contents, ids, member.name)
+            size += int(contents.index.length[rows].sum(dtype=np.int64))
+            if size > member.size:
+                break
+            yield rows
+        if size != member.size:
+            raise Damaged(f"{member.name} has other chunks than those of {member.size} bytes")
+
+    def _expanded(self, contents: Contents, member: Member) -> Iterator[Ids]:
+        ids = np.frombuffer(member.root, np.uint8).reshape(-1, ID_BYTES)
+        for _ in range(member.levels - 1):
+            ids = self.lists(contents, ids, member.name)
+        if not member.levels:
+            yield ids
+            return
+        sizes = contents.index.length[self.rows(contents, ids, member.name)].astype(np.int64)
+        groups = (np.cumsum(sizes) - sizes) // _LISTS
+        for some in np.split(ids, np.flatnonzero(np.diff(groups)) + 1):
+            yield self.lists(contents, some, member.name)
+
     def lists(self, contents: Contents, ids: Ids, what: str) -> Ids:
         """Read lists of names and join them; raises Damaged."""
         rows = self.rows(contents, ids, what)
@@ -291,24 +344,24 @@ class Repository:
             OSError: the file cannot be written.
 
         """
-        rows = self.rows(contents, self.expand(contents, member), member.name)
-        size = int(contents.index.length[rows].astype(np.int64).sum())
-        if size != member.size:
-            raise Damaged(f"{member.name} has {size} bytes, not {member.size}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
+        begin = 0
         try:
-            if size:
-                os.posix_fallocate(descriptor, 0, size)
+            if member.size:
+                os.posix_fallocate(descriptor, 0, member.size)
 
             def put(piece: Piece) -> None:
                 plain = memoryview(self._plain(contents, piece))
                 for run in piece.runs:
-                    _write_at(descriptor, plain[run.source : run.source + run.length], run.target)
+                    content = plain[run.source : run.source + run.length]
+                    _write_at(descriptor, content, begin + run.target)
 
             with ThreadPoolExecutor(THREADS) as pool:
-                for _ in pool.map(put, pieces(contents.index, rows)):
-                    pass
+                for rows in self.chunks(contents, member):
+                    for _ in pool.map(put, pieces(contents.index, rows)):
+                        pass
+                    begin += int(contents.index.length[rows].sum(dtype=np.int64))
         finally:
             os.close(descriptor)
         if member.sha256:
@@ -319,11 +372,10 @@ class Repository:
 
     def read(self, contents: Contents, member: Member) -> Iterator[bytes]:
         """Yield the content of a member in order, chunk by chunk; raises Damaged."""
-        rows = self.rows(contents, self.expand(contents, member), member.name)
         index = contents.index
         before = (-1, -1)
         plain = b""
-        for row in rows.tolist():
+        for row in (row for rows in self.chunks(contents, member) for row in rows.tolist()):
             where = (int(index.pack[row]), int(index.blob[row]))
             if where != before:
                 plain = self.blob(contents.names[where[0]], contents.tables[where[0]], where[1])

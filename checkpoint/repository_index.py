@@ -1,17 +1,22 @@
 """Where each chunk of a repository is: the tables of all packs as one sorted array. Pure.
 
-One GiB of pages is 262144 chunks, 36 bytes each here; they are looked up many at a time.
+One GiB of pages is 262144 chunks, 40 bytes each here, in arrays that need not be in memory (see
+runtime/scratch.py); they are looked up many at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pymigrate.checkpoint.packs import Column, Ids, Table
+from pymigrate.checkpoint.sealing import ID_BYTES
+from pymigrate.runtime.scratch import Growing, Zeros
+
+_PART = 1 << 18  # rows that are sorted at once
 
 Places = NDArray[np.int64]
 """Numbers of rows of an index; -1 where a chunk is in no pack."""
@@ -35,52 +40,37 @@ class Chunks:
 class Index(Chunks):
     """Rows in the order of the packs; a chunk that is in two has two rows: the first counts.
 
-    ``high`` and ``low`` are the halves of their names. They are looked up by the first 32 bits,
-    which nearly no two have in common: ``order`` are the rows by these, ``keys`` these in order.
+    ``ids`` are their names, as two halves. They are looked up by 32 bits, which nearly no two have
+    in common: ``order`` are the rows by these, ``keys`` these in order.
     """
 
-    high: NDArray[np.uint64]
-    low: NDArray[np.uint64]
-    order: Places
+    ids: NDArray[np.uint64]
+    order: NDArray[np.uint32]
     keys: NDArray[np.uint32]
 
     @classmethod
-    def build(cls, tables: Sequence[Table]) -> Index:
+    def build(cls, tables: Iterable[Table]) -> Index:
         """Join tables; their numbers are the places in the sequence."""
-        count = sum(len(table.ids) for table in tables)
-        ids = np.empty((count, 16), np.uint8)
-        columns = [np.empty(count, np.uint32) for _ in range(4)]
-        start = 0
-        for number, table in enumerate(tables):
-            rows = slice(start, start + len(table.ids))
-            ids[rows] = table.ids
-            columns[0][rows] = number
-            for column, values in zip(
-                columns[1:], (table.blob, table.offset, table.length), strict=True
-            ):
-                column[rows] = values
-            start = rows.stop
-        high, low = _halves(ids)
-        keys = _keys(high)
-        order = _order(keys)
-        pack, blob, offset, length = columns
-        return cls(pack, blob, offset, length, high, low, order, keys[order])
+        joining = Joining()
+        for table in tables:
+            joining.add(table)
+        return joining.finish()[1]
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.high)
+        return len(self.ids)
 
     def name(self, row: int) -> bytes:
         """Return the name of the chunk of a row."""
-        return int(self.high[row]).to_bytes(8, "little") + int(self.low[row]).to_bytes(8, "little")
+        return bytes(self.ids[row].tobytes())
 
     def find(self, ids: Ids) -> Places:
         """Return the first row of each chunk, or -1."""
         found = np.full(len(ids), -1, np.int64)
         if not len(self) or not len(ids):
             return found
-        high, low = _halves(ids)
-        keys = _keys(high)
+        wanted = _halves(ids)
+        keys = _keys(wanted)
         open_ = _order(keys)  # in order they are found in half of the time, sorting included
         place = np.searchsorted(self.keys, keys[open_]).astype(np.int64)
         while len(open_):
@@ -89,20 +79,80 @@ class Index(Chunks):
             open_, place = open_[inside], place[inside]
             equal = self.keys[place] == keys[open_]
             open_, place = open_[equal], place[equal]
-            rows = self.order[place]
-            same = (self.high[rows] == high[open_]) & (self.low[rows] == low[open_])
+            rows = self.order[place].astype(np.int64)
+            same = (self.ids[rows] == wanted[open_]).all(axis=1)
             found[open_[same]] = rows[same]
             open_, place = open_[~same], place[~same] + 1
         return found
 
 
-def _halves(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    both = np.ascontiguousarray(ids).view("<u8").reshape(-1, 2)
-    return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
+class Joining:
+    """Tables of packs that become one index; what they say of chunks is there only once then."""
+
+    def __init__(self, zeros: Zeros = np.zeros) -> None:
+        """Begin with none; ``zeros`` makes the arrays."""
+        self._zeros = zeros
+        self._tables: list[Table] = []
+        self._ids = Growing(np.dtype(np.uint64), zeros)  # two halves each
+        self._columns = [Growing(np.dtype(np.uint32), zeros) for _ in range(4)]
+
+    def add(self, table: Table) -> None:
+        """Add the next one."""
+        count = len(table.ids)
+        number = np.full(count, len(self._tables), np.uint32)
+        self._ids.extend(_halves(table.ids).reshape(-1))
+        for column, values in zip(
+            self._columns, (number, table.blob, table.offset, table.length), strict=True
+        ):
+            column.extend(values)
+        none = np.zeros(0, np.uint32)
+        # How many chunks it has, until there are all.
+        ids = np.broadcast_to(np.uint8(0), (count, ID_BYTES))
+        self._tables.append(replace(table, ids=ids, blob=none, offset=none, length=none))
+
+    def finish(self) -> tuple[tuple[Table, ...], Index]:
+        """Return the tables, which are views of the index, and that."""
+        ids = self._ids.values.reshape(-1, 2)
+        pack, blob, offset, length = (column.values for column in self._columns)
+        order, keys = self._sorted(ids)
+        tables = []
+        start = 0
+        for table in self._tables:
+            rows = slice(start, start + len(table.ids))
+            own = ids[rows].view(np.uint8).reshape(-1, ID_BYTES)
+            tables.append(
+                replace(table, ids=own, blob=blob[rows], offset=offset[rows], length=length[rows])
+            )
+            start = rows.stop
+        return tuple(tables), Index(pack, blob, offset, length, ids, order, keys)
+
+    def _sorted(self, ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Sort by keys, equal ones as they came: a part of all keys at a time."""
+        order = self._zeros(len(ids), np.dtype(np.uint32))
+        keys = self._zeros(len(ids), np.dtype(np.uint32))
+        parts = len(ids) // _PART + 1
+        done = 0
+        for part in range(parts):
+            least, behind = ((each << 32) // parts for each in (part, part + 1))
+            found = [np.zeros(0, np.int64)]
+            for start in range(0, len(ids), _PART):
+                some = _keys(ids[start : start + _PART])
+                found.append(np.flatnonzero((some >= least) & (some < behind)) + start)
+            rows = np.concatenate(found)
+            own = _keys(ids[rows])
+            by_key = _order(own)
+            place = slice(done, done + len(rows))
+            order[place], keys[place] = rows[by_key], own[by_key]
+            done = place.stop
+        return order, keys
 
 
-def _keys(high: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    return (high >> np.uint64(32)).astype(np.uint32)
+def _halves(ids: Ids) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(ids).view(np.uint64).reshape(-1, 2)
+
+
+def _keys(ids: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    return (ids[:, 0] >> np.uint64(32)).astype(np.uint32)
 
 
 def _order(keys: NDArray[np.uint32]) -> Places:

@@ -13,13 +13,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from pymigrate.checkpoint import chunking, packs
+import numpy as np
+from numpy.typing import NDArray
+
+from pymigrate.checkpoint import chunking, digest_table, packs
 from pymigrate.checkpoint.chunking import Cut
-from pymigrate.checkpoint.packs import Builder, Kind, Packer
+from pymigrate.checkpoint.digest_table import DigestTable
+from pymigrate.checkpoint.packs import Builder, Ids, Kind, Packer
 from pymigrate.checkpoint.repository import THREADS, Contents, Repository
 from pymigrate.checkpoint.repository_storage import Draft, Lock, Storage
-from pymigrate.checkpoint.sealing import NAME_BYTES, Keys
+from pymigrate.checkpoint.sealing import ID_BYTES, NAME_BYTES, Keys
 from pymigrate.checkpoint.snapshot import Member, Snapshot
+from pymigrate.runtime.scratch import Zeros
 
 _TOGETHER = 1024  # chunks that are looked up at once
 _AHEAD = 8  # blobs that may wait for the disk
@@ -129,13 +134,19 @@ class Writer:
     """Adds the members of one snapshot, then the snapshot."""
 
     def __init__(
-        self, repository: Repository, lock: Lock, contents: Contents, pool: ThreadPoolExecutor
+        self,
+        repository: Repository,
+        lock: Lock,
+        contents: Contents,
+        pool: ThreadPoolExecutor,
+        zeros: Zeros = np.zeros,
     ) -> None:
-        """Take what is there already; use `writing`."""
+        """Take what is there already, and what makes tables; use `writing`."""
+        self.zeros = zeros
         self._repository = repository
         self._lock = lock
         self._index = contents.index
-        self._fresh: set[bytes] = set()
+        self._fresh = DigestTable(zeros=zeros)
         self._name = repository.keys.naming()
         self._segment = repository.keys.naming("segment names")
         # A known segment vouches for its pages, unless a pack is broken that might have them.
@@ -173,38 +184,39 @@ class Writer:
                 return piece
 
             pages = cut is Cut.PAGES
-            ids = self._add_pages(read) if pages else self._add_content(read)
+            names = self._add_pages(read) if pages else self._add_content(read)
         if pages:
-            return self.of_segments(name, size, ids)
-        levels, root = self._tree_of(ids)
+            return self.of_segments(name, size, names)
+        levels, root = self._tree_of(names)
         return Member(name, size, cut, levels, root, found.hexdigest() if found else "")
 
-    def of_segments(self, name: str, size: int, segments: list[bytes]) -> Member:
-        """Make a member of segments that were added, by their names in order."""
+    def of_segments(self, name: str, size: int, segments: bytes) -> Member:
+        """Make a member of segments that were added, by their names in order, joined."""
         levels, root = self._tree_of(segments)
         return Member(name, size, Cut.PAGES, levels + bool(segments), root)
 
-    def _tree_of(self, ids: list[bytes]) -> tuple[int, bytes]:
-        """Put names into lists, and their names into lists, until one is left."""
+    def _tree_of(self, names: bytes) -> tuple[int, bytes]:
+        """Put names, joined, into lists, and their names into lists, until one is left."""
         levels = 0
-        while len(ids) > 1:
-            lists = (
-                b"".join(ids[start : start + _FANOUT]) for start in range(0, len(ids), _FANOUT)
+        while len(names) > ID_BYTES:
+            size = _FANOUT * ID_BYTES
+            lists = (names[start : start + size] for start in range(0, len(names), size))
+            names = b"".join(
+                one for batch in _batches(lists) for one in self._store(batch, self._tree)
             )
-            ids = [one for batch in _batches(lists) for one in self._store(batch, self._tree)]
             levels += 1
-        return levels, ids[0] if ids else b""
+        return levels, names
 
-    def _add_content(self, read: Callable[[int], bytes]) -> list[bytes]:
-        """Cut by content; returns the names of the chunks."""
+    def _add_content(self, read: Callable[[int], bytes]) -> bytes:
+        """Cut by content; returns the names of the chunks, joined."""
         chunks = chunking.by_content(read, self._gear)
-        return [one for batch in _batches(chunks) for one in self._store(batch, self._data)]
+        return b"".join(one for batch in _batches(chunks) for one in self._store(batch, self._data))
 
-    def _add_pages(self, read: Callable[[int], bytes]) -> list[bytes]:
-        """Cut a file at pages; returns the names of its segments."""
-        return [
+    def _add_pages(self, read: Callable[[int], bytes]) -> bytes:
+        """Cut a file at pages; returns the names of its segments, joined."""
+        return b"".join(
             one for segments in chunking.by_segment(read) for one in self.add_segments(segments)
-        ]
+        )
 
     def known(self, segments: Sequence[bytes | memoryview]) -> list[bytes | None]:
         """Return the name of each segment whose pages are stored; None for others.
@@ -215,11 +227,14 @@ class Writer:
         return [one if known else None for one, known in zip(ids, self._knows(ids), strict=True)]
 
     def _knows(self, ids: Sequence[bytes]) -> list[bool]:
-        found = (self._index.find(packs.join(ids)) >= 0).tolist()
-        return [
-            (known and self._trusted) or one in self._fresh
-            for one, known in zip(ids, found, strict=True)
-        ]
+        names = packs.join(ids)
+        known = self._is_fresh(names)
+        if self._trusted:
+            known |= self._index.find(names) >= 0
+        return [*map(bool, known)]
+
+    def _is_fresh(self, names: Ids) -> NDArray[np.bool_]:
+        return self._fresh.find(names.view(np.uint64)) >= 0
 
     def add_segments(self, segments: Sequence[bytes | memoryview]) -> list[bytes]:
         """Add up to 64 KiB of pages each, looking only into those not known; returns their names.
@@ -242,19 +257,22 @@ class Writer:
         pages = {identity: chunking.pages(segment) for identity, segment in fresh.items()}
         ids = self._store([page for own in pages.values() for page in own], self._data)
         start = 0
+        self._fresh.add(digest_table.joined([*pages]))
         for identity, own in pages.items():
-            self._fresh.add(identity)
             self._segments.add(identity, b"".join(ids[start : start + len(own)]))
             start += len(own)
 
     def _store(self, batch: Sequence[bytes | memoryview], into: PackWriter) -> list[bytes]:
         """Write those of the chunks that are new; returns the names of all."""
         ids = [self._name(content) for content in batch]
-        known = (self._index.find(packs.join(ids)) >= 0).tolist()
-        for identity, content, is_known in zip(ids, batch, known, strict=True):
-            if not is_known and identity not in self._fresh:
-                self._fresh.add(identity)
+        names = packs.join(ids)
+        known = (self._index.find(names) >= 0) | self._is_fresh(names)
+        fresh: dict[bytes, bytes | memoryview] = {}
+        for identity, content, is_known in zip(ids, batch, known.tolist(), strict=True):
+            if not is_known and identity not in fresh:
+                fresh[identity] = content
                 into.add(identity, content)
+        self._fresh.add(digest_table.joined([*fresh]))
         return ids
 
     def flush(self) -> None:
@@ -299,10 +317,12 @@ def writing(repository: Repository) -> Iterator[Writer]:
     """
     with (
         repository.disk.held() as lock,
+        repository.tables() as zeros,
         ThreadPoolExecutor(THREADS) as pool,
     ):
         repository.disk.sweep()
-        with contextlib.closing(Writer(repository, lock, repository.contents(), pool)) as writer:
+        contents = repository.contents()
+        with contextlib.closing(Writer(repository, lock, contents, pool, zeros)) as writer:
             yield writer
 
 

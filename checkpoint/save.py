@@ -35,6 +35,7 @@ from pymigrate.checkpoint.wire import Wire
 from pymigrate.runtime import events, lock, tree
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import NoSpace, PymigrateError, WrongState
+from pymigrate.runtime.scratch import Scratch
 from pymigrate.runtime.state import Status
 
 _FULL = 1 << 20  # bytes left on a disk that is as good as full
@@ -135,7 +136,8 @@ class _Memory:
     def begin(cls, disk: Path, compression: Compression, held: ExitStack) -> Self:
         """Spool on the disk of a directory until `held` is closed."""
         encoder = Encoder(compression.level)
-        store = held.enter_context(closing(ArchiveMemory(Spool(disk), encoder)))
+        scratch = held.enter_context(closing(Scratch(disk)))
+        store = held.enter_context(closing(ArchiveMemory(Spool(disk), encoder, scratch.zeros)))
         return cls(store, held.enter_context(closing(MemoryLooks(store, THREADS))))
 
     def complete(self, members: Mapping[str, Path]) -> Mapping[str, Pages]:

@@ -135,8 +135,10 @@ def _opened(
 ) -> AbstractContextManager[Repository]:
     from pymigrate.migrate import snapshots
 
-    where = snapshots.location(Host.open(arguments.root), arguments.repo)
-    return snapshots.opened(where, snapshots.read_secret(arguments.key_file), make=make)
+    host = Host.open(arguments.root)
+    where = snapshots.location(host, arguments.repo)
+    secret = snapshots.read_secret(arguments.key_file)
+    return snapshots.opened(where, secret, host.root, make=make)
 
 
 def document(snapshot: Snapshot) -> dict[str, object]:

@@ -18,6 +18,7 @@ from pymigrate.checkpoint.known_pages import (
     KnownPages,
     PageSet,
     State,
+    expanded,
     zero_pages,
 )
 from pymigrate.checkpoint.page_grid import Grid
@@ -32,7 +33,7 @@ from pymigrate.migrate.batching import (
 )
 from pymigrate.migrate.progress import Sent
 from pymigrate.runtime.errors import MigrationError
-from pymigrate.runtime.memory import Area, Memories, Memory, Range, Regions
+from pymigrate.runtime.memory import Area, Memories, Memory, Range, Regions, regions_of
 from pymigrate.runtime.write_tracking import WriteTracking
 from pymigrate.transport import pages
 from pymigrate.transport.pages import PAGE, Kind, Run, Runs, Stage
@@ -92,7 +93,7 @@ class MemoryReader:
         self._way = way
         self._sent = sent
         self._tracking = WriteTracking()
-        self._hot: list[tuple[int, Addresses]] = []  # what the last round found changed
+        self._hot: list[tuple[int, Regions]] = []  # what the last round found changed
         self._gone = PageSet()  # FINAL pages that were sent
         self._traced = False
         self._holding: Sequence[Memory] = ()  # once frozen: zombies hold none
@@ -101,6 +102,7 @@ class MemoryReader:
         """Let go of the processes; may be repeated."""
         self.memories.close()
         self._tracking.close()
+        self.known.close()
 
     def watch(self, pids: Sequence[int]) -> None:
         """Begin a round: from now on it is seen what these processes write."""
@@ -189,10 +191,11 @@ class MemoryReader:
 
     def _walk_hot(self) -> Iterator[None]:
         """Send what was written last: it will be needed first."""
-        for inner, addresses in self._hot:
+        for inner, regions in self._hot:
             memory = self.memories.by_inner.get(inner)
             if memory is None or self._way.is_complete:
                 continue  # it has ended since
+            addresses = expanded(regions[:, 0], (regions[:, 1] - regions[:, 0]) // np.uint64(PAGE))
             left = addresses[self._gone.missing(inner, addresses)]
             there = np.array([memory.has_page(int(each)) for each in left], np.bool_)
             if self._traced:
@@ -276,7 +279,8 @@ class MemoryReader:
         content = kinds == Kind.CONTENT
         if stage is Stage.EARLY:
             addresses, kinds = addresses[content], kinds[content]
-            self._hot.append((memory.inner, addresses))
+            if len(addresses):
+                self._hot.append((memory.inner, regions_of(ranges_of(addresses))))
         else:
             self._gone.add(memory.inner, addresses)
         self._count(kinds, stage)

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from pymigrate.checkpoint.known_pages import Addresses, KnownPages
 from pymigrate.migrate.batching import addresses_in
@@ -64,6 +65,7 @@ class MemorySender:
         ahead: bool = False,
         after: MemorySender | None = None,
         lane: LaneProcess | None = None,
+        scratch: Path | None = None,
     ) -> None:
         """Take over a conversation that has just begun; ``conclude`` waits for its reply.
 
@@ -71,7 +73,8 @@ class MemorySender:
         ``limit`` is the bytes a second that it may send. ``ahead`` says that the target takes FINAL
         pages before it has processes for them. ``after`` is one that was cut, and closed:
         what its target has taken does not go again if it is still there. ``lane`` is the process
-        that answers what is wanted, from then on ours; without one we do.
+        that answers what is wanted, from then on ours; without one we do. ``scratch`` is a
+        directory on whose disk large tables may be.
         """
         self.sent: Sent = Sent() if after is None else after.sent
         self._speaker = speaker
@@ -81,7 +84,7 @@ class MemorySender:
         self._lane_asked = self._lane_bytes = 0
         self._conclude = conclude
         self._tell_failed = failed
-        known = KnownPages() if after is None else after._confirmed()
+        known = KnownPages(scratch) if after is None else after._confirmed()
         self._reader = MemoryReader(self, self.sent, known)
         self._held: set[int] = set()
         self._total = 0  # bytes of all batches that were put into the outbox

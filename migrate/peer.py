@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -81,13 +82,18 @@ class Peer:
         return self._call(lambda client: client.open_data(self._id))
 
     def open_memory(
-        self, *, tls: bool, ahead: bool = False, after: MemorySender | None = None
+        self,
+        *,
+        tls: bool,
+        scratch: Path,
+        ahead: bool = False,
+        after: MemorySender | None = None,
     ) -> MemorySender:
         """Open a connection of its own for the container's memory, and begin to speak on it.
 
         It is closed by `close_memory`, and with this one; ``after`` is one that was cut. For
-        ``ahead`` see `MemorySender`. What is waited for has a second connection where it can: over
-        SSH there is none, and a limit is for one process.
+        ``ahead`` and ``scratch`` see `MemorySender`. What is waited for has a second connection
+        where it can: over SSH there is none, and a limit is for one process.
         """
         expected, self._expected_for_memory = self._expected_for_memory, None
         lane, self._expected_lane = self._expected_lane, None
@@ -120,6 +126,7 @@ class Peer:
                 ahead=ahead,
                 after=after,
                 lane=lane,
+                scratch=scratch,
             )
             undo.callback(memory.close)
             self._memory_undo = undo.pop_all()

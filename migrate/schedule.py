@@ -440,7 +440,7 @@ def _snapshot(host: Host, schedule: Schedule, started: str, begun: float) -> Run
     container = Container.open(host, schedule.name)
     options = DumpOptions(leave_running=True, skip=schedule.skip)
     removed = freed = 0
-    with snapshots.opened(where, secret, make=True) as repository:
+    with snapshots.opened(where, secret, host.root, make=True) as repository:
         made = snapshots.create(container, repository, [TAG], options)
         if not schedule.policy.is_empty:
             try:

@@ -22,6 +22,7 @@ from pymigrate.checkpoint.fill_words import Plan
 from pymigrate.checkpoint.lazily import Skeleton, Told, lay_out_memory
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import BLOCK, PageFile
+from pymigrate.checkpoint.packs import Column
 from pymigrate.checkpoint.page_places import Description, PageChunks, PagePlaces
 from pymigrate.checkpoint.repository import Contents, Repository
 from pymigrate.checkpoint.repository_directory import Directory
@@ -56,48 +57,69 @@ class SnapshotPages:
         self._first = {name: member.first for name, member in members.items()}
         self._begins = {name: self._of(name, member) for name, member in members.items()}
 
-    def _of(self, name: str, member: PageChunks) -> NDArray[np.int64]:
-        """Say where each chunk of a member begins in it, and where the last ends."""
-        chunks = slice(member.first, member.first + member.count)
-        ends = np.cumsum(self._places.chunks.length[chunks], dtype=np.int64)
-        size = int(ends[-1]) if len(ends) else 0
-        if size != member.size:
-            raise Damaged(f"{name} has {size} bytes, not {member.size}")
-        return np.concatenate(([0], ends)).astype(np.int64)
+    def _of(self, name: str, member: PageChunks) -> Begins:
+        lengths = self._places.chunks.length[member.first : member.first + member.count]
+        begins = Begins(lengths)
+        if begins.size != member.size:
+            raise Damaged(f"{name} has {begins.size} bytes, not {member.size}")
+        return begins
 
     def _blob(self, pack: int, number: int) -> bytes:
         places = self._places
         return self._repository.blob(places.names[pack], places.tables[pack], number)
 
-    def _range(self, file: PageFile, number: int) -> slice:
-        """Say which chunks a block needs."""
-        begins = self._begins[file.name]
-        begin, end = number * BLOCK, number * BLOCK + file.length(number)
-        first = int(np.searchsorted(begins, begin, "right")) - 1
-        return slice(first, int(np.searchsorted(begins, end, "left")))
+    def _chunks(self, file: PageFile, number: int) -> tuple[NDArray[np.int64], int, int]:
+        """Say which chunks a block needs, where the first begins and the last ends."""
+        begin = number * BLOCK
+        which, start, end = self._begins[file.name].around(begin, begin + file.length(number))
+        return np.arange(which.start, which.stop) + self._first[file.name], start, end
 
     def blobs(self, file: PageFile, number: int) -> set[tuple[int, int]]:
         """Say where a block is read from: numbers of packs, and of blobs in them."""
-        rows = self._rows(file, self._range(file, number))
+        rows, _, _ = self._chunks(file, number)
         return {(piece.pack, piece.blob) for piece in pieces(self._places.chunks, rows)}
-
-    def _rows(self, file: PageFile, which: slice) -> NDArray[np.int64]:
-        return np.arange(which.start, which.stop) + self._first[file.name]
 
     def block(self, file: PageFile, number: int) -> bytes:
         """Put a block together. Raises Damaged."""
-        begins = self._begins[file.name]
-        begin, end = number * BLOCK, number * BLOCK + file.length(number)
-        which = self._range(file, number)
-        base = int(begins[which.start])
-        joined = bytearray(int(begins[which.stop]) - base)
-        for piece in pieces(self._places.chunks, self._rows(file, which)):
+        rows, base, end = self._chunks(file, number)
+        joined = bytearray(end - base)
+        for piece in pieces(self._places.chunks, rows):
             plain = self._read(piece.pack, piece.blob)
             for run in piece.runs:
                 joined[run.target : run.target + run.length] = plain[
                     run.source : run.source + run.length
                 ]
-        return bytes(memoryview(joined)[begin - base : end - base])
+        begin = number * BLOCK - base
+        return bytes(memoryview(joined)[begin : begin + file.length(number)])
+
+
+class Begins:
+    """Where chunks begin that lie one behind the other; kept of each STEP-th only."""
+
+    STEP = 128
+
+    def __init__(self, lengths: Column) -> None:
+        """Take the length of each, in bytes."""
+        self._lengths = lengths
+        some = np.arange(0, len(lengths), self.STEP)
+        sums = np.add.reduceat(lengths, some, dtype=np.int64) if len(some) else some
+        self._ends = np.concatenate(([0], np.cumsum(sums)))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return int(self._ends[-1])
+
+    def around(self, begin: int, end: int) -> tuple[slice, int, int]:
+        """Return the chunks with these bytes, where the first begins and the last ends."""
+        first = int(np.searchsorted(self._ends, begin, "right")) - 1
+        last = int(np.searchsorted(self._ends, end, "left"))
+        lengths = self._lengths[first * self.STEP : last * self.STEP].astype(np.int64)
+        edges = int(self._ends[first]) + np.concatenate(([0], np.cumsum(lengths)))
+        one = int(np.searchsorted(edges, begin, "right")) - 1
+        two = int(np.searchsorted(edges, end, "left"))
+        which = slice(first * self.STEP + one, first * self.STEP + two)
+        return which, int(edges[one]), int(edges[two])
 
 
 def page_files(places: PagePlaces, directory: Path) -> list[PageFile]:
@@ -169,7 +191,7 @@ class Stored:
         files = page_files(places, images)
         with new_file.writing(into):
             lay_out_memory(SnapshotPages(self.repository, places, files), images)
-        description, descriptor = places.hand_on()
+        description, descriptor = places.hand_on(self.repository.scratch)
         held.callback(os.close, descriptor)
         plan = {
             "where": self.repository.disk.where,

@@ -57,8 +57,12 @@ def location(host: Host, text: str | None) -> str:
 
 
 @contextmanager
-def opened(where: str, secret: bytes | None, *, make: bool = False) -> Iterator[Repository]:
+def opened(
+    where: str, secret: bytes | None, scratch: Path | None = None, *, make: bool = False
+) -> Iterator[Repository]:
     """Open a repository for the block, or with ``make`` make one where there is none.
+
+    ``scratch`` is a directory of this host on whose disk large tables may be.
 
     Raises:
         NotFound: there is none.
@@ -68,12 +72,12 @@ def opened(where: str, secret: bytes | None, *, make: bool = False) -> Iterator[
     """
     opening = Repository.open_or_make if make else Repository.open
     if "://" not in where:
-        yield opening(Directory(Path(where)), secret)
+        yield opening(Directory(Path(where)), secret, scratch)
         return
     from pymigrate.migrate import remote_storage  # the transport is not needed for a directory
 
     with remote_storage.opened(remote_storage.Location.parse(where)) as storage:
-        yield opening(storage, secret)
+        yield opening(storage, secret, scratch)
 
 
 def read_secret(key_file: Path | None) -> bytes | None:
@@ -119,7 +123,7 @@ def create(
         writer = closing.enter_context(writing(repository))
         memory = looks = None
         if options.leave_running:
-            memory = SnapshotMemory(writer)
+            memory = SnapshotMemory(writer, writer.zeros)
             closing.callback(memory.close)
             looks = MemoryLooks(memory)
             closing.callback(looks.close)

@@ -114,7 +114,7 @@ class Move:
         if self.memory_sender is None or self.memory_sender.has_failed:
             cut = self.memory_sender
             self.memory_sender = self.peer.open_memory(
-                tls=self.data == "tls", ahead=self.ahead, after=cut
+                tls=self.data == "tls", scratch=self.directory, ahead=self.ahead, after=cut
             )
             self.memory_sender.await_pager()
         return self.memory_sender

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pymigrate.checkpoint import images, snapshot_memory
+from pymigrate.checkpoint.digest_table import SIZE
 from pymigrate.checkpoint.images import PAGE, Entry
 from pymigrate.checkpoint.laid_aside import Aside
 from pymigrate.checkpoint.memory_looks import MemoryLooks
@@ -188,13 +189,18 @@ def test_memory_that_cannot_be_read_fails_the_snapshot(held: Held) -> None:
 
 def test_what_is_laid_aside_comes_back_from_memory_and_file(tmp_path: Path) -> None:
     aside = Aside()
-    aside.put(b"before", memoryview(b"1" * PAGE))
-    aside.limit(PAGE, tmp_path)
-    for digest in (b"two", b"three", b"three", b"four"):
-        aside.put(digest, memoryview(digest * PAGE))
+    one, two, three, four, five = (digit * SIZE for digit in (b"1", b"2", b"3", b"4", b"5"))
+    aside.put(one, memoryview(one * 2))
+    aside.limit(2 * SIZE, tmp_path)
+    for digest in (two, three, three, four):
+        aside.put(digest, memoryview(digest * 2))
 
-    assert [b"1" * PAGE, b"two" * PAGE] == [aside.get(b"before"), aside.get(b"two")]
-    assert [b"three" * PAGE, b"four" * PAGE] == [aside.get(b"three"), aside.get(b"four")]
+    assert [each * 2 for each in (one, two, three, four)] == [
+        *map(aside.get, (one, two, three, four))
+    ]
+    assert [True, True, False] == [each in aside for each in (two, three, five)]
+    with pytest.raises(KeyError):
+        aside.get(five)
     aside.close()
     assert [] == [*tmp_path.iterdir()]
 
@@ -219,12 +225,13 @@ def test_segments_end_where_windows_of_addresses_end() -> None:
 
 def test_segments_of_two_layouts_have_one_name_if_they_have_the_same_pages() -> None:
     def names(*entries: tuple[int, int, bool]) -> list[int]:
-        return Layout.of_entries(
+        layout = Layout.of_entries(
             [
                 Entry(page * PAGE, count, present=here, lazy=not here)
                 for page, count, here in entries
             ]
-        ).names()
+        )
+        return [*map(int, layout.names())]
 
     both = names((32, 16, False), (49, 3, False))
     assert 2 == len({*both})
