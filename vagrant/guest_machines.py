@@ -38,7 +38,7 @@ BOARDS = {
 class Machine:
     """What one virtual machine is started from; files of the host.
 
-    `disks` are further ones, which it can only read; other machines may have them, too.
+    `disks` are further ones that it can only read; other machines may have them, too.
     """
 
     guest: Guest
