@@ -61,17 +61,21 @@ class Lab:
         pid = self.holder
         return pid is not None and f"file:{self.console(guest)}" in commands_of(pid)
 
-    def up(self, guests: Sequence[Guest], *, leash: bool = False) -> dict[Release, Image]:
+    def up(
+        self, guests: Sequence[Guest], *, leash: bool = False, disks: Sequence[Path] = ()
+    ) -> dict[Release, Image]:
         """Start guests; those that run already stay. Returns when each answers by SSH.
 
         What is returned is what they run from. With `leash` the lab ends when this process does,
-        however it does.
+        however it does. Each has `disks`, read-only, behind its own.
         """
-        images = self.start(guests, leash=leash)
+        images = self.start(guests, leash=leash, disks=disks)
         self.wait()
         return images
 
-    def start(self, guests: Sequence[Guest], *, leash: bool = False) -> dict[Release, Image]:
+    def start(
+        self, guests: Sequence[Guest], *, leash: bool = False, disks: Sequence[Path] = ()
+    ) -> dict[Release, Image]:
         """Do as `up` does, but return as soon as their machines run."""
         guest_images.provide_programs(guest.release for guest in guests)
         images = guest_images.build_all(guest.release for guest in guests)
@@ -82,8 +86,9 @@ class Lab:
             if not self.is_running(guest):
                 image = images[guest.release]
                 accelerator = guest_machines.accelerator(guest, image)
-                disk = seed(guest, image.base, self.directory)
-                self._start(Machine(guest, image, disk, self.console(guest), accelerator))
+                archive = seed(guest, image.base, self.directory)
+                console = self.console(guest)
+                self._start(Machine(guest, image, archive, console, accelerator, tuple(disks)))
         return images
 
     def wait(self) -> None:

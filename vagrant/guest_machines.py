@@ -36,13 +36,17 @@ BOARDS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What one virtual machine is started from; files of the host."""
+    """What one virtual machine is started from; files of the host.
+
+    `disks` are further ones that it can only read; other machines may have them, too.
+    """
 
     guest: Guest
     image: Image
     seed: Path
     console: Path
     accelerator: str
+    disks: tuple[Path, ...] = ()
 
     @property
     def interface(self) -> str:
@@ -56,12 +60,14 @@ class Machine:
         writes goes to an unlinked temporary file of QEMU's.
         """
         card = f"virtio-net-pci,netdev=lan,mac={self.guest.mac}"
+        disks = [f"file={disk},if=virtio,format=raw,readonly=on" for disk in self.disks]
         return [
             *base(self.accelerator, self.guest.cpu, self.image, self.guest.release.architecture),
             "-m", str(MEMORY_MIB),
             "-append", kernel_command_line(self.guest, card="eth0"),
             "-drive", f"file={self.image.disk},if=virtio,format=raw,snapshot=on",
             "-drive", f"file={self.seed},if=virtio,format=raw,readonly=on",
+            *[word for disk in disks for word in ("-drive", disk)],
             "-netdev", f"tap,id=lan,ifname={self.interface},script=no,downscript=no",
             "-device", card,
             "-serial", f"file:{self.console}",

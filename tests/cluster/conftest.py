@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import guest_images
 from guest_lab import Lab, sweep
 from guests import GUESTS
+from tests.cluster import lent as lending
 from tests.cluster import programs
 from tests.cluster.cluster import Machine, Outside
 from tests.cluster.matrix import FULL
 from tests.cluster.results import Results
 from tests.cluster.travellers import CLEAN, Give
+from tests.lab.images import CachedImage
 
-collect_ignore = [] if FULL else ["test_arm.py", "test_vagrant.py"]
-
+collect_ignore = [] if FULL else ["test_arm.py", "test_services.py", "test_vagrant.py"]
 
 FOUND = pytest.StashKey[Results]()
 
@@ -41,8 +42,11 @@ def guests(request: pytest.FixtureRequest) -> Iterator[dict[str, Machine]]:
             guest_images.provide_programs(guest.release for guest in wanted)
             images = guest_images.build_all(guest.release for guest in wanted)
             programs.archives()
+            borrowing = any("lent" in getattr(i, "fixturenames", ()) for i in request.session.items)
+            large = lending.bootstrap().values() if borrowing else ()
+            disks = [lending.disk(image) for image in large]
         with found(request.config).phase("boot"):
-            lab.up(wanted, leash=True)
+            lab.up(wanted, leash=True, disks=disks)
         yield {guest.name: Machine(lab, guest, images[guest.release]) for guest in wanted}
     finally:
         lab.down()
@@ -75,6 +79,21 @@ def image(guests: dict[str, Machine]) -> Give:
         return name
 
     return give
+
+
+@pytest.fixture(scope="session")
+def lent(guests: dict[str, Machine]) -> Callable[[Machine, str], CachedImage]:
+    """Return a function that lets a guest have an image of tests/lab/services.py, once."""
+    large = lending.bootstrap()
+    have: set[tuple[str, str]] = set()
+
+    def lend(machine: Machine, name: str) -> CachedImage:
+        if (machine.name, name) not in have:
+            lending.lend(large[name], machine)
+            have.add((machine.name, name))
+        return large[name]
+
+    return lend
 
 
 @pytest.fixture

@@ -508,6 +508,22 @@ def sql(arguments: argparse.Namespace) -> None:
     tell("done", local_port=postgres.socket.getsockname()[1])
 
 
+def sql_ping(arguments: argparse.Namespace) -> None:
+    """Ask for a number, again and again; changes nothing."""
+    postgres = Postgres(arguments.host, arguments.port, arguments.user)
+    gaps = Gaps()
+
+    def ping() -> None:
+        if postgres.query("select 1") != [["1"]]:
+            raise ServerError("select 1 was not answered by 1")
+
+    ping()
+    gaps.answered()
+    tell("ready", backend_pid=postgres.backend_pid)
+    work(ping, Pace(arguments.rate), gaps, Orders())
+    tell("done", answers=gaps.total)
+
+
 CLIENTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "redis-writer": redis_writer,
     "redis-fill": redis_fill,
@@ -521,6 +537,7 @@ CLIENTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "lines": lines,
     "download": download,
     "sql": sql,
+    "sql-ping": sql_ping,
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import guest_machines
 import guest_seed
 from guest_images import Image
+from guest_machines import Machine
 from guest_roots import Base
 from guests import BARE_CPU, CPU, GUESTS
 from tests.cluster.matrix import CGROUPS, MODES, PAIRS, journey
@@ -59,6 +60,18 @@ def test_an_arm_guest_is_another_machine_and_is_never_accelerated_here(image: Im
     assert "console=ttyAMA0" in guest_machines.kernel_command_line(guest, card="eth0")
     if foreign:
         assert guest_machines.EMULATION == guest_machines.accelerator(guest, image)
+
+
+def test_further_disks_come_behind_a_guests_own_and_are_read_only(image: Image) -> None:
+    disks = (Path("/cache/one"), Path("/cache/two"))
+    files = (image, Path("/run/seed"), Path("/run/console"))
+    machine = Machine(GUESTS["new"], *files, "tcg", disks)
+
+    drives = [word for word in machine.command() if word.startswith("file=")]
+
+    names = [drive.split(",")[0] for drive in drives]
+    assert [f"file={path}" for path in (image.disk, "/run/seed", *disks)] == names
+    assert all("readonly=on" in drive for drive in drives[1:])
 
 
 def test_a_guest_whose_root_lacks_a_capability_is_told_so() -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from tests.lab import Host, Lab, images
 from tests.lab.images import CachedImage
+from tests.lab.services import IMAGES
 
-PACKAGES = ("nginx-light", "postgresql", "python3", "redis-server")
+PACKAGES = IMAGES["programs"]
 Relocate = Callable[[str], Host]
 
 
@@ -34,6 +35,11 @@ def move_and_back(lab: Lab, name: str, mode: str, used: Callable[[], object]) ->
         report = source.pymigrate_json(*words, timeout=PATIENCE)
         assert ("moved", mode) == (report["result"], report["mode"])
         used()
+
+
+def until_it_says(host: Host, name: str, word: str) -> None:
+    """Wait until a container has written a line with this word."""
+    host.sh(f"until pymigrate logs {name} | grep -q {word}; do sleep 0.1; done", timeout=120)
 
 
 @pytest.fixture(scope="session")

@@ -5,26 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tests.lab import Client, Lab
+from tests.lab.services import POSTGRES
 from tests.privileged.programs.conftest import Relocate
 
 pytestmark = [pytest.mark.privileged, pytest.mark.criu]
 
 ADDRESS = "10.88.0.22"
-SERVER = """
-set -eu
-cluster=$(echo /etc/postgresql/*/main)
-version=$(basename "$(dirname "$cluster")")
-echo "host all all all trust" > /tmp/hba
-exec /usr/lib/postgresql/$version/bin/postgres -D /var/lib/postgresql/$version/main \
-  -c config_file=$cluster/postgresql.conf -c hba_file=/tmp/hba -c ssl=off \
-  -c listen_addresses='*' -c unix_socket_directories=/tmp
-"""
 START = "select pg_postmaster_start_time()::text"
 
 
 def test_postgres_commits_after_it_what_was_begun_before(lab: Lab, relocate: Relocate) -> None:
     run = ("run", "-d", "--name", "postgres", "--ip", ADDRESS, "-u", "postgres")
-    lab["alpha"].pymigrate(*run, "programs", "sh", "-c", SERVER)
+    lab["alpha"].pymigrate(*run, "programs", "sh", "-c", POSTGRES)
     with (
         Client(lab.client, "sql", ADDRESS, 5432) as writer,
         Client(lab.client, "sql", ADDRESS, 5432) as reader,
