@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 NAME, ADDRESS = "service", "10.88.0.24"
 MIB = 64
+PAUSE = "50"  # with 2 ms, as elsewhere, rounds of memory take an emulated processor minutes
 LEGS = [(*pair, mode) for mode in MODES for pair in (("old", "new"), ("new", "old"))]
 ANSWERS = "until pymigrate logs {name} 2>&1 | grep -q '{word}'; do sleep 1; done"
 
@@ -46,8 +47,8 @@ SERVICES = {
         ("-u", "postgres"),
     ),
     "nginx": Service("nginx with a download", "programs", ("sh", "-c", NGINX, str(MIB))),
-    "java": Service("a JVM under load", "runtimes", RUNTIMES["java"]),
-    "node": Service("Node.js under load", "runtimes", RUNTIMES["node"]),
+    "java": Service("a JVM under load", "runtimes", (*RUNTIMES["java"], PAUSE)),
+    "node": Service("Node.js under load", "runtimes", (*RUNTIMES["node"], PAUSE)),
 }
 
 

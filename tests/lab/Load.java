@@ -8,7 +8,8 @@ import java.util.concurrent.atomic.*;
  * Holds a heap it can check, and makes garbage of it under load.
  *
  * Port 7000 takes 8 bytes, a number one higher than the connection's last, and gives them back; it
- * hangs up at any other. Port 7001 answers a line with what is there, as a line of JSON.
+ * hangs up at any other. Port 7001 answers a line with what is there, as a line of JSON. The argument
+ * is the milliseconds between two changes that it makes by itself.
  */
 public class Load {
     static final int ENTRIES = 8192;
@@ -84,7 +85,8 @@ public class Load {
             heap.put(key, value(key));
         }
         ScheduledExecutorService timer = Executors.newScheduledThreadPool(2);
-        timer.scheduleAtFixedRate(Load::turnOver, 0, 2, TimeUnit.MILLISECONDS);
+        long pause = Long.parseLong(arguments[0]);
+        timer.scheduleAtFixedRate(Load::turnOver, 0, pause, TimeUnit.MILLISECONDS);
         serve(7001, Load::tell);
         serve(7000, Load::echo);
         System.out.println("ready");

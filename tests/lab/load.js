@@ -1,12 +1,14 @@
 // Holds a heap it can check, and makes garbage of it under load.
 //
 // Port 7000 takes 8 bytes, a number one higher than the connection's last, and gives them back; it
-// hangs up at any other. Port 7001 answers a line with what is there, as a line of JSON.
+// hangs up at any other. Port 7001 answers a line with what is there, as a line of JSON. The argument
+// is the milliseconds between two changes that it makes by itself.
 'use strict';
 const crypto = require('crypto');
 const net = require('net');
 
 const ENTRIES = 8192;
+const PAUSE = Number(process.argv[1]);
 const heap = new Map();
 let served = 0;
 
@@ -30,7 +32,7 @@ function turnOver() {
 function work() {
   crypto.pbkdf2('password', 'salt', 2000, 64, 'sha512', (error, key) => {
     if (error) throw error;
-    setTimeout(work, 1 + (key[0] & 1));
+    setTimeout(work, PAUSE - (key[0] & 1));
   });
 }
 
@@ -62,6 +64,6 @@ function tell(socket) {
 
 for (let key = 0; key < ENTRIES; key++) heap.set(key, value(key));
 work();
-setInterval(turnOver, 2);
+setInterval(turnOver, PAUSE);
 net.createServer(tell).listen(7001);
 net.createServer(echo).listen(7000, () => console.log('ready'));

@@ -58,12 +58,12 @@ exec nginx -c /tmp/nginx.conf
 """To be run by `sh -c`; $0 is how many MiB the file /big has."""
 DIGEST = ("sha256sum", "/var/www/html/big")
 """What tells in its container what a Download is to be."""
-JAVA = 'printf %s "$0" > /tmp/Load.java; exec java -Xmx256m -XX:+UseG1GC /tmp/Load.java'
+JAVA = 'printf %s "$0" > /tmp/Load.java; exec java -Xmx256m -XX:+UseG1GC /tmp/Load.java $1'
 RUNTIMES = {
     "java": ("sh", "-c", JAVA, (HERE / "Load.java").read_text()),
     "node": ("node", "-e", (HERE / "load.js").read_text()),
 }
-"""The commands of servers for a Heap."""
+"""The commands of servers for a Heap, but for their argument: milliseconds between two changes."""
 
 SUMS = (
     "select (select sum(abalance) from pgbench_accounts), (select sum(bbalance) from"

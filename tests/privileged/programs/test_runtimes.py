@@ -35,7 +35,7 @@ def test_a_runtime_keeps_its_heap_and_every_connection_under_load(
     lab: Lab, containers: None, program: str, mode: str
 ) -> None:
     run = ("run", "-d", "--name", program, "--ip", ADDRESS, "runtimes")
-    lab["alpha"].pymigrate(*run, *RUNTIMES[program])
+    lab["alpha"].pymigrate(*run, *RUNTIMES[program], "2")
     until_it_says(lab["alpha"], program, "ready")
     with Heap(lab.client, ADDRESS, rate=200) as heap:
         move_and_back(lab, program, mode, heap.look)
