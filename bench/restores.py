@@ -132,7 +132,7 @@ class Restores:
 
     def _complete(self) -> float:
         """Wait until all memory is there; returns when that was (time.monotonic)."""
-        path = self._host.root / "containers" / NAME / "criu/pager.json"
+        path = self._host.root / "containers" / NAME / "criu/pager.jsonl"
         left = self._host.outside(path)
         deadline = time.monotonic() + PATIENCE
         while left.exists():
