@@ -78,7 +78,7 @@ def test_where_no_lane_can_be_made_all_goes_one_way_and_that_is_known_before_the
 
 
 @pytest.mark.long  # and for a quiet machine: a lane that cannot be made in a second is none
-@pytest.mark.parametrize("line", ["frozen", "handed-over"])
+@pytest.mark.parametrize("line", ["frozen"])  # later all may be there before it is missed
 def test_a_lane_whose_packets_vanish_is_given_up_and_memory_comes_by_another(
     lab: Lab, memory: None, line: str
 ) -> None:
