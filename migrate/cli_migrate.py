@@ -1,4 +1,4 @@
-"""The verbs ``migrate``, ``migrations``, ``recover``, ``abandon`` and ``agent``."""
+"""The verbs ``migrate``, ``migrations``, ``recover`` and ``abandon``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan, Refusal
 from pymigrate.migrate.report import Report
 from pymigrate.migrate.report_page import page
-from pymigrate.runtime import priority, syscalls
 from pymigrate.runtime.errors import NotFound, PymigrateError, UsageError
 from pymigrate.runtime.host import Host
 from pymigrate.transport.limit import RateLimit
-
-AGENT_NAME = "pymigrate-agent"  # of its process
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,19 +46,6 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="you know that the target does not run it and never will: else two copies run",
     )
     abandon.set_defaults(run=abandon_verb)
-    agent = verbs.add_parser(
-        "agent",
-        help="serve a migration, or a repository, on stdin and stdout; started over SSH",
-        epilog="example: ssh root@beta pymigrate agent (nothing a person would type)",
-    )
-    agent.add_argument(
-        "--repository",
-        type=Path,
-        metavar="DIR",
-        help="serve this repository of snapshots and nothing else; for a key that may do only "
-        "this, put it behind command= in authorized_keys",
-    )
-    agent.set_defaults(run=agent_verb)
 
 
 def _add_migrate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -433,27 +417,4 @@ def abandon_verb(arguments: argparse.Namespace) -> int:
     outgoing.abandon(Host.open(arguments.root), arguments.id)
     if not arguments.json:
         output.say(f"{arguments.id}: abandoned, the container runs on this host")
-    return 0
-
-
-def agent_verb(arguments: argparse.Namespace) -> int:
-    """Serve until the source hangs up."""
-    from pymigrate.checkpoint.repository_directory import Directory
-    from pymigrate.migrate.agent import Agent  # protobuf and pycriu are for this verb only
-    from pymigrate.migrate.repository_agent import RepositoryAgent
-    from pymigrate.transport.channel import stdio_channel
-    from pymigrate.transport.rpc import Server
-
-    syscalls.set_name(AGENT_NAME)
-    channel = stdio_channel(peer="the source" if arguments.repository is None else "the client")
-    agent: Agent | RepositoryAgent
-    if arguments.repository is None:
-        priority.step_aside(os.sched_getaffinity(0))  # until somebody waits for us
-        agent = Agent(Host.open(arguments.root))
-    else:  # no container is touched, so this needs not be root
-        agent = RepositoryAgent(Directory(arguments.repository.absolute()))
-    try:
-        Server(channel, agent.handlers()).serve()
-    finally:
-        agent.close()
     return 0

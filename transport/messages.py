@@ -7,12 +7,12 @@ may build file names from ``migration_id``, ``name``, ``tree`` and ``digest``.
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from pathlib import PurePosixPath
 
 from google.protobuf.message import DecodeError, Message
 
 from pymigrate.runtime.errors import PeerError, ProtocolError, PymigrateError
+from pymigrate.runtime.version import VERSION
 from pymigrate.transport import messages_pb2
 from pymigrate.transport.messages_pb2 import (
     AskRepository,
@@ -114,7 +114,7 @@ _FOLDER = re.compile(r"packs|snapshots|locks|tmp")
 
 def software() -> str:
     """Name ourselves with our version."""
-    return f"pymigrate {version('pymigrate')}"
+    return f"pymigrate {VERSION}"
 
 
 def hello(migration_id: str = "") -> Hello:
