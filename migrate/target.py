@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
+
+from pymigrate.runtime.errors import Unreachable
 
 if TYPE_CHECKING:
     from pymigrate.transport.limit import RateLimit
@@ -19,11 +22,35 @@ if TYPE_CHECKING:
     from pymigrate.transport.ssh_channel import SshChannel
 
 
-class Login(NamedTuple):
-    """A connection to the target, and frames to the agent that was started by it."""
+class Login:
+    """Frames to an agent at the target, by a connection that others may use too.
 
-    connection: Connection
-    agent: SshChannel
+    The connection is closed with the last of those that use it.
+    """
+
+    def __init__(self, connection: Connection, agent: SshChannel, users: set[Login]) -> None:
+        """Use `Target.log_in`, or `beside`."""
+        self.connection = connection
+        self.agent = agent
+        self.is_alone = not users
+        """Whether nobody used the connection before, so that it has nothing else to carry."""
+        self._users = users
+        users.add(self)
+
+    def beside(self, command: Sequence[str]) -> Login:
+        """Start one more agent by this connection: another login would cost both hosts 60 ms.
+
+        Raises Unreachable, as where a host allows one session by a connection.
+        """
+        return Login(self.connection, self.connection.open_agent(command), self._users)
+
+    def close(self) -> None:
+        """Hang up; may be repeated."""
+        self._users.discard(self)
+        if self._users:
+            self.agent.close()
+        else:
+            self.connection.close()
 
 
 @dataclass(frozen=True)
@@ -53,9 +80,9 @@ class Target:
         )
         with ExitStack() as undo:
             undo.push(connection)
-            login = Login(connection, connection.open_agent(self.command))
+            agent = connection.open_agent(self.command)
             undo.pop_all()
-        return login
+        return Login(connection, agent, set())
 
     def connect(
         self, undo: ExitStack, limit: RateLimit | None = None, logins: Logins | None = None
@@ -65,8 +92,13 @@ class Target:
 
         login = None if logins is None else logins.take()
         login = self.log_in() if login is None else login
-        undo.push(login.connection)
-        client = Client(login.agent, address=login.connection.address, limit=limit)
+        undo.callback(login.close)
+        client = Client(
+            login.agent,
+            address=login.connection.address,
+            limit=limit,
+            has_line=login.is_alone,
+        )
         return undo.enter_context(client)
 
     @property
@@ -79,10 +111,10 @@ class Target:
 
 
 class Logins:
-    """Logs in at a target from now on, as often as is asked for, one login after the other.
+    """Logs in at a target from now on, and starts as many agents there as are asked for.
 
-    They are all alike. Those that nobody took are hung up by `close`, which waits for the one that
-    is being made.
+    The first has the connection to itself at first; the others share it where the target lets them.
+    What nobody took is hung up by `close`, which waits for what is being made.
     """
 
     def __init__(self, target: Target, count: int) -> None:
@@ -98,6 +130,7 @@ class Logins:
 
     def _run(self, wanted: Sequence[Future[Login]]) -> None:
         failure: BaseException | None = None
+        first: Login | None = None
         try:
             from pymigrate.transport import ssh  # noqa: F401 - see await_library
         except BaseException as error:
@@ -106,25 +139,36 @@ class Logins:
         for each in wanted:
             if failure is None and not self._closed:
                 try:
-                    each.set_result(self.target.log_in())
+                    first = self._next(first)
+                    each.set_result(first)
                     continue
                 except BaseException as error:
                     failure = error  # raised by whoever takes it
             each.set_exception(failure or AssertionError("closed before it was made"))
+
+    def _next(self, before: Login | None) -> Login:
+        if before is not None:
+            with contextlib.suppress(Unreachable):  # sshd_config(5): MaxSessions 1
+                return before.beside(self.target.command)
+        return self.target.log_in()
 
     def await_library(self) -> None:
         """Wait until what speaks SSH is loaded, and the first login begins."""
         self._library.wait()
 
     def take(self) -> Login | None:
-        """Wait for the next one, which is the caller's then; None after the last.
+        """Wait for the next one, which is the caller's then; None after the last that still stands.
 
         Raises why there is none; so do those after it, for they are not tried.
         """
-        try:
-            return self._made.popleft().result()
-        except IndexError:
-            return None
+        while True:
+            try:
+                login = self._made.popleft().result()
+            except IndexError:
+                return None
+            if login.connection.alive:
+                return login
+            login.close()  # cut while it waited, with another one's
 
     def close(self) -> None:
         """Hang up what nobody took; may be repeated."""
@@ -133,7 +177,7 @@ class Logins:
         while self._made:
             left = self._made.popleft()
             if left.exception() is None:
-                left.result().connection.close()
+                left.result().close()
 
     def __enter__(self) -> Self:
         """Close at the end of the block."""

@@ -117,13 +117,14 @@ def software() -> str:
     return f"pymigrate {VERSION}"
 
 
-def hello(migration_id: str = "") -> Hello:
-    """Make the first request of a connection."""
+def hello(migration_id: str = "", *, for_memory: bool = False) -> Hello:
+    """Make the first request of a connection; ``for_memory`` if it is to carry memory alone."""
     return Hello(
         protocol_min=PROTOCOL_MIN,
         protocol_max=PROTOCOL,
         software=software(),
         migration_id=migration_id,
+        for_memory=for_memory,
     )
 
 

@@ -88,12 +88,15 @@ class Client:
         silence: float = SILENCE,
         address: str | None = None,
         limit: RateLimit | None = None,
+        has_line: bool = True,
     ) -> None:
         """Watch the channel; ``level`` is zstd's for streams, where that pays; None for never.
 
         ``address`` is the other host's, for ``open_data``; ``limit`` is for all that is sent.
+        ``has_line`` says that nobody else uses the connection that the channel goes by.
         """
         channel.limit = limit
+        self.has_line = has_line
         self.limit = limit
         self.lane: Way | None = None
         """Where a lane can be made, once `open_data` has asked for one."""
@@ -118,12 +121,14 @@ class Client:
         control, data = self._link.traffic, self._data.traffic if self._data else Traffic()
         return Traffic(control.sent + data.sent, control.received + data.received)
 
-    def hello(self, migration_id: str = "", *, timeout: float | None = None) -> m.HelloReply:
-        """Introduce ourselves; the first call on a connection.
+    def hello(
+        self, migration_id: str = "", *, for_memory: bool = False, timeout: float | None = None
+    ) -> m.HelloReply:
+        """Introduce ourselves; the first call on a connection; see `messages.hello`.
 
         Raises ProtocolError or PeerError (43) if the versions do not fit.
         """
-        reply = self.call(m.hello(migration_id), timeout=timeout)
+        reply = self.call(m.hello(migration_id, for_memory=for_memory), timeout=timeout)
         m.accept(reply)
         return reply
 
