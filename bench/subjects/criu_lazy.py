@@ -9,9 +9,12 @@ from __future__ import annotations
 import select
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.harness import BenchError
+from bench.limits import PIPE_SIZE, raised
+from bench.subjects.lazy_pages import PIPE
 from bench.subjects.subject import IMAGE, criu_program, fresh
 from bench.workload import Workload
 from tests.lab import Host, Process
@@ -20,7 +23,6 @@ IMAGES = Path("/srv/bench/lazy")
 PORT = 7100
 PATIENCE = 120.0  # seconds for each step
 STEP = 0.002  # seconds between two looks at whether it listens, which it says to nobody
-PIPE = 4 << 20  # bytes: what fs.pipe-max-size must be for `criu dump --lazy-pages`
 
 
 class CriuLazy:
@@ -31,17 +33,11 @@ class CriuLazy:
         self._target = target
         self._pid: int | None = None
         self._running: list[Process] = []
+        self._limits = ExitStack()
 
     def launch(self, workload: Workload) -> None:
-        """Start it in a session of its own.
-
-        Raises:
-            BenchError: CRIU cannot do this with the kernel's limits.
-
-        """
-        most = int(Path("/proc/sys/fs/pipe-max-size").read_text())
-        if most < PIPE:
-            raise BenchError(f"criu's lazy pages need sysctl fs.pipe-max-size={PIPE}")
+        """Start it in a session of its own, with the pipes that CRIU needs until `remove`."""
+        self._limits.enter_context(raised(PIPE_SIZE, PIPE))
         words = " ".join(workload.argv)
         # A PID that is free on the second host too, where few processes run.
         said = self._source.sh(
@@ -116,5 +112,6 @@ class CriuLazy:
             # It has its number there too, if it was restored; nothing else comes near it.
             self._target.sh(f"kill -KILL {self._pid} || true")
             self._pid = None
+        self._limits.close()
         for host in (self._source, self._target):
             fresh(host, IMAGES)

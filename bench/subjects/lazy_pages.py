@@ -8,9 +8,11 @@ many pages in pipes (fs.pipe-user-pages-soft).
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.harness import BenchError
+from bench.limits import PIPE_SIZE, raised
 from bench.subjects.cable import Cable
 from bench.subjects.subject import CHECKPOINTS, criu_program, fresh, version
 from bench.workload import Workload
@@ -18,6 +20,7 @@ from tests.lab import Host, Lab, LabError
 
 PORT = 9988
 FIRST_PID = 30000  # free on the target, whose PID namespace is another one
+PIPE = 4 << 20  # bytes, of each of CRIU's pipes: PIPE_MAX_SIZE pages (page-pipe.h), rounded up
 LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 
 
@@ -35,6 +38,7 @@ class LazyPages:
         self._cable = Cable("lazy", self.address)
         self._images = CHECKPOINTS / "lazy"
         self.mac = self._cable.mac
+        self._limits = ExitStack()
 
     def versions(self) -> dict[str, str]:
         """Return its version."""
@@ -44,7 +48,8 @@ class LazyPages:
         """Do nothing: the image is on both hosts."""
 
     def launch(self, workload: Workload) -> None:
-        """Start the process, in a session of its own."""
+        """Start the process, in a session of its own, with the pipes that CRIU needs."""
+        self._limits.enter_context(raised(PIPE_SIZE, PIPE))
         for host in self._hosts:
             self._cable.lay(host)
         self._cable.plug(self._source, self._target)
@@ -119,6 +124,7 @@ exec 8< {self._cable.namespace}
             if pid := self._pid(host):
                 host.sh(f"kill -KILL {pid}; while kill -0 {pid} 2> /dev/null; do :; done")
             host.run(["pkill", "-KILL", "-x", "criu"], check=False)
+        self._limits.close()
 
     def close(self) -> None:
         """Do nothing: all is in the lab."""
