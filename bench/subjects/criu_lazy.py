@@ -15,6 +15,7 @@ from pathlib import Path
 from bench.harness import BenchError
 from bench.limits import PIPE_SIZE, raised
 from bench.subjects.lazy_pages import PIPE
+from bench.subjects.login import logged_in
 from bench.subjects.subject import IMAGE, criu_program, fresh
 from bench.workload import Workload
 from tests.lab import Host, Process
@@ -54,7 +55,11 @@ class CriuLazy:
         return process
 
     def move(self) -> None:
-        """Dump without the pages, copy the rest, restore, and wait for the last page."""
+        """Log in, dump without the pages, copy the rest, restore, and wait for the last page."""
+        with logged_in(self._source, self._target) as login:
+            self._move(login)
+
+    def _move(self, login: tuple[str, str]) -> None:
         source, target = self._source, self._target
         for host in (source, target):
             fresh(host, IMAGES)
@@ -68,7 +73,8 @@ class CriuLazy:
         readable, _, _ = select.select([dump.stdout], [], [], PATIENCE)
         if not readable or dump.stdout.read(1) != "\0":
             raise BenchError(f"criu dump: {self._log(source, 'dump')}")
-        source.sh(f"scp -q {IMAGES}/*.img {target.ssh_destination}:{IMAGES}/")
+        to = f"{target.ssh_destination}:{IMAGES}/"
+        source.sh(f"scp -q {' '.join(login)} {IMAGES}/*.img {to}")
         pages = self._start(
             target,
             *("lazy-pages", "--page-server", "--address", str(source.address)),

@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.harness import BenchError
 from bench.limits import PIPE_SIZE, raised
 from bench.subjects.cable import Cable
+from bench.subjects.login import logged_in
 from bench.subjects.subject import CHECKPOINTS, criu_program, fresh, version
 from bench.workload import Workload
 from tests.lab import Host, Lab, LabError
@@ -71,6 +72,10 @@ nsenter --net={self._cable.namespace} setsid {loader} {self._image}/usr/bin/{pro
 
     def migrate(self) -> None:
         """Do it by hand, both hosts at one's fingertips."""
+        with logged_in(self._source, self._target) as login:
+            self._migrate(" ".join(("ssh", *login)))
+
+    def _migrate(self, ssh: str) -> None:
         for host in self._hosts:
             fresh(host, self._images)
         pid = self._pid(self._source)
@@ -89,7 +94,7 @@ until [ -s {self._images}/ready ]; do kill -0 $!; sleep 0.001; done
 """,
         )
         to = f"{self._target.ssh_destination}:{self._images}/"
-        self._source.run(["rsync", "--archive", f"{self._images}/", to])
+        self._source.run(["rsync", "--archive", "--rsh", ssh, f"{self._images}/", to])
         self._step(
             self._target,
             "restore",
