@@ -60,7 +60,7 @@ class Plane:
                     act = partial(self._copy, workload, link, tool)
                     yield Episode(tool.__name__, here, ("plane",), act)
                 lazy = partial(self._lazy, workload, link)
-                yield Episode("criu", here, ("plane",), lazy)
+                yield Episode("criu", f"{here} post", ("plane",), lazy)
 
     @contextmanager
     def _link(self, link: str) -> Iterator[None]:

@@ -91,7 +91,7 @@ setsid {criu % "dump"} -o dump.log {common} nftables --tree {pid} --external 'ne
   --address 0.0.0.0 --port {PORT} --status-fd 9 9> {self._images}/ready \\
   < /dev/null > /dev/null 2>&1 &
 until [ -s {self._images}/ready ]; do kill -0 $!; sleep 0.001; done
-""",
+{self._cable.unplugging}""",
         )
         to = f"{self._target.ssh_destination}:{self._images}/"
         self._source.run(["rsync", "--archive", "--rsh", ssh, f"{self._images}/", to])
@@ -99,15 +99,20 @@ until [ -s {self._images}/ready ]; do kill -0 $!; sleep 0.001; done
             self._target,
             "restore",
             f"""\
+cat > {self._images}/hook << 'END'
+#!/bin/sh -e
+# Not plugged in before: a segment that finds no socket yet is answered by a reset.
+[ "$CRTOOLS_SCRIPT_ACTION" = network-unlock ] || exit 0
+{self._cable.plugging}END
+chmod +x {self._images}/hook
 {criu % "lazy-pages"} -o lazy.log --page-server --address {self._source.address} --port {PORT} \\
   < /dev/null > /dev/null 2>&1 &
 until [ -S {self._images}/lazy-pages.socket ]; do kill -0 $!; sleep 0.001; done
 exec 8< {self._cable.namespace}
-# Not plugged in before: a segment that finds no socket yet is answered by a reset.
-{criu % "restore"} -o restore.log {common} skip --restore-detached --inherit-fd 'fd[8]:lazy'
+{criu % "restore"} -o restore.log {common} skip --restore-detached --inherit-fd 'fd[8]:lazy' \\
+  --action-script {self._images}/hook
 """,
         )
-        self._cable.plug(self._target, self._source)
         self._step(self._target, "lazy", "while pgrep -x criu > /dev/null; do sleep 0.005; done")
 
     def _step(self, host: Host, name: str, text: str) -> None:

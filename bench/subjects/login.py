@@ -16,10 +16,17 @@ def logged_in(source: Host, target: Host) -> Iterator[tuple[str, str]]:
     """Log in; yield the option by which ssh and scp on the source use that while the block runs."""
     option = ("-o", f"ControlPath={SOCKET}")
     words = f"ssh {' '.join(option)}"
-    source.sh(f"{words} -f -N -M {target.ssh_destination} < /dev/null > /dev/null 2>&1")
+    # What it says goes to a file, for it would keep a pipe open that is read to its end.
+    source.sh(
+        f"""\
+mkdir -p {SOCKET.parent}
+{words} -f -N -M {target.ssh_destination} < /dev/null > {SOCKET}.log 2>&1 || {{
+  cat {SOCKET}.log >&2
+  exit 1
+}}
+"""
+    )
     try:
         yield option
     finally:
-        source.run(
-            ["sh", "-c", f"{words} -O exit {target.ssh_destination} 2> /dev/null"], check=False
-        )
+        source.run(["ssh", *option, "-O", "exit", target.ssh_destination], check=False)
