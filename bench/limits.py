@@ -18,7 +18,8 @@ READY = "raised\n"
 
 # Raises $1 to $3; puts $2 back at the end of its input, unless somebody set it since.
 GUARD = """\
-echo "$3" > "$1" && echo raised
+echo "$3" > "$1" || exit 0
+echo raised
 cat
 [ "$(cat "$1")" != "$3" ] || echo "$2" > "$1"
 """
