@@ -1,7 +1,7 @@
 """A bare process moved by CRIU's own page server and lazy-pages daemon, as its manual says.
 
-It shares the hosts' namespaces, and its address is the host's, so it is not found by its clients
-afterwards: what is measured is the memory's way.
+It shares the hosts' namespaces, and its address is the host's, so a client finds it only if it asks
+at both: what is measured is the memory's way.
 """
 
 from __future__ import annotations

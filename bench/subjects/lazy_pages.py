@@ -2,8 +2,7 @@
 
 A bare process in a network namespace of its own, with all other namespaces its host's: there is
 no tool that drives this for containers. CRIU puts all memory into pipes, two descriptors for each
-MiB, so it gets all that the hard limit allows. Without CAP_SYS_RESOURCE root may also have only so
-many pages in pipes (fs.pipe-user-pages-soft).
+MiB or more, so it gets all that the hard limit allows.
 """
 
 from __future__ import annotations
