@@ -27,6 +27,7 @@ MODES = ("stop", "pre", "post", "hybrid")
 BEFORE = 1.0  # seconds of writing before a move, with which its rounds are compared
 AFTER = 0.5  # seconds of writing after it
 IMAGE = "demo-redis"
+OTHERS = (Podman.name, Runc.name, LazyPages.name)
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ class Live:
         sizes: Sequence[int],
         links: Sequence[Link],
         modes: Sequence[str] = MODES,
+        others: Sequence[str] = OTHERS,
     ) -> None:
         self.lab = lab
+        self.wanted = others
         self.modes = modes
         self.sizes = sizes
         self.links = links
@@ -122,6 +125,8 @@ class Live:
             LazyPages(self.lab, self._layer),
         )
         for other in others:
+            if other.name not in self.wanted:
+                continue
             stack.callback(other.close)
             try:
                 self.versions |= other.versions()
@@ -298,6 +303,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--modes", nargs="+", choices=MODES, default=MODES, help="of our moves (default: all)"
     )
     parser.add_argument(
+        "--others", nargs="+", choices=OTHERS, default=OTHERS, help="of the others (default: all)"
+    )
+    parser.add_argument(
         "--links",
         nargs="+",
         choices=LINKS,
@@ -310,9 +318,8 @@ def run(arguments: argparse.Namespace, tell: Tell) -> Found:
     """Measure what is asked for; the others take one turn, since theirs is a matter of seconds."""
     links = [LINKS[name] for name in arguments.links]
     with ExitStack() as stack:
-        scene = Live(
-            stack.enter_context(Lab(("alpha", "beta"))), arguments.sizes, links, arguments.modes
-        )
+        lab = stack.enter_context(Lab(("alpha", "beta")))
+        scene = Live(lab, arguments.sizes, links, arguments.modes, arguments.others)
         scene.prepare(stack)
         ours = [*scene.ours()]
         interleave(ours[:WARMING], 0, tell=tell)

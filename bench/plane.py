@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.benchmark import Benchmark, Found, Tell, add_runs, mebibytes
-from bench.first import SETTLING, TICKER, Scene
+from bench.first import TICKER, Scene
 from bench.harness import BenchError, Episode, Sample, interleave
 from bench.machine import warm
 from bench.results import Column, Measure
@@ -60,7 +60,7 @@ class Plane:
                     act = partial(self._copy, workload, link, tool)
                     yield Episode(tool.__name__, here, ("plane",), act)
                 lazy = partial(self._lazy, workload, link)
-                yield Episode("criu", here, ("plane",), lazy)
+                yield Episode("criu", f"{here} post", ("plane",), lazy)
 
     @contextmanager
     def _link(self, link: str) -> Iterator[None]:
@@ -91,6 +91,14 @@ class Plane:
             "cpu_seconds": (source.seconds + target.seconds) * 1e9 / (self.mib << 20),
         }
 
+    def _observed(self, ticker: Ticker, link: str, act: Callable[[], object]) -> Sample:
+        """Let it move; return what that took and what the client saw until all was there."""
+        values = self._measured(link, act)
+        seen = ticker.moved()
+        ticker.verify()
+        client = {"pause_seconds": seen.blackout, "stall_seconds": seen.stall}
+        return Sample("plane", {**values, **client})
+
     def _move(
         self, subject: Pymigrate, workload: Workload, link: str, mode: str, data: str
     ) -> Iterator[Sample]:
@@ -103,13 +111,7 @@ class Plane:
             subject.launch(workload)
             ticker.watch()
             words = ("migrate", NAME, beta.ssh_destination, "--mode", mode, "--data", data)
-            values = self._measured(link, lambda: alpha.pymigrate(*words, timeout=600))
-            ticker.expect_answer()
-            ticker.answered()
-            time.sleep(SETTLING)
-            seen = ticker.report()
-            ticker.verify()
-            yield Sample("plane", {**values, "pause_seconds": seen.longest_gap})
+            yield self._observed(ticker, link, lambda: alpha.pymigrate(*words, timeout=600))
 
     def _copy(
         self, workload: Workload, link: str, tool: Callable[[Host, Host], object]
@@ -133,17 +135,13 @@ class Plane:
         with ExitStack() as stack:
             subject = CriuLazy(self.lab["alpha"], self.lab["beta"])
             stack.callback(subject.remove)
-            subject.launch(workload)
             alpha, beta = (str(self.lab[name].address) for name in ("alpha", "beta"))
-            with Ticker(self.lab.client, TICKER, alpha, workload.port) as before:
-                before.watch()  # it has made its memory: until then there is nothing to move
-            ticker = stack.enter_context(Ticker(self.lab.client, TICKER, beta, workload.port))
-            values = self._measured(link, subject.move)
-            ticker.expect_answer()
-            ticker.answered()
-            seen = ticker.report()
-            ticker.verify()
-            yield Sample("plane", {**values, "pause_seconds": seen.own_gap})
+            ticker = stack.enter_context(
+                Ticker(self.lab.client, TICKER, alpha, workload.port, then=beta)
+            )
+            subject.launch(workload)
+            ticker.watch()
+            yield self._observed(ticker, link, subject.move)
 
 
 def scp(source: Host, target: Host) -> None:
@@ -164,7 +162,8 @@ MEASURES = (
         "All memory of a process to another host",
         (
             Column("seconds", "until all is there"),
-            Column("pause_seconds", "blackout", compared=False),
+            Column("pause_seconds", "blackout"),
+            Column("stall_seconds", "worst stall", unit="ms", compared=False),
             Column("cpu_seconds", "CPU per GB", compared=False),
             Column("source_bytes", "memory here", compared=False),
             Column("target_bytes", "memory there", compared=False),

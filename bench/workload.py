@@ -60,14 +60,30 @@ class Seen:
     answers: int
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What the client saw of a move, in seconds.
+
+    ``blackout`` is from the last answer of the source to the first of the target; ``stall`` the
+    longest time between two answers, or until now, from then on.
+    """
+
+    blackout: float
+    stall: float
+
+
 class Ticker:
     """The client: it asks once a millisecond, from its own place, and notes when answers come."""
 
-    def __init__(self, place: Place, program: str, address: str, port: int) -> None:
-        """Start it; the workload need not be there yet."""
+    def __init__(
+        self, place: Place, program: str, address: str, port: int, *, then: str | None = None
+    ) -> None:
+        """Start it; the workload need not be there yet, and may have address `then` later."""
         self._unread = b""
         self._process = place.popen(
-            [program, address, str(port)], stdin=subprocess.PIPE, stderr=subprocess.STDOUT
+            [program, address, str(port), *([] if then is None else [then])],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
 
     def watch(self) -> None:
@@ -95,6 +111,19 @@ class Ticker:
         self._order("report")
         longest, _, own, answers = self._read("gap", PATIENCE)
         return Seen(float(longest), float(own), int(answers))
+
+    def moved(self) -> Moved:
+        """Return what was seen since `watch` of a move, as far as it is now.
+
+        Raises:
+            BenchError: the workload did not move once.
+
+        """
+        self._order("moved")
+        times, blackout, stall = self._read("moved", PATIENCE)
+        if times != "1":
+            raise BenchError(f"the client saw {times} moves")
+        return Moved(float(blackout), float(stall))
 
     def verify(self) -> None:
         """Let the workload compare all of its memory with what it should be.

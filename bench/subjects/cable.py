@@ -31,6 +31,19 @@ class Cable:
         """A locally administered MAC address made of the IP address."""
         return "02:88:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
 
+    @property
+    def unplugging(self) -> str:
+        """The command for it, on the host."""
+        return f"ip link set {self.name} nomaster\n"
+
+    @property
+    def plugging(self) -> str:
+        """The commands that plug it in and announce its address, on the host."""
+        return f"""\
+ip link set {self.name} master pymigrate0
+ip -n {self.name} link set eth0 address {self.mac}
+"""
+
     def lay(self, host: Host) -> None:
         """Make the namespace on a host, not plugged in, in place of one that was used.
 
@@ -51,6 +64,5 @@ ip netns exec {self.name} sh -c 'echo 1 > /proc/sys/net/ipv4/conf/eth0/arp_notif
 
     def plug(self, host: Host, unplugged: Host) -> None:
         """Take it out of one host and plug it into another."""
-        unplugged.run(["ip", "link", "set", self.name, "nomaster"])
-        host.run(["ip", "link", "set", self.name, "master", "pymigrate0"])
-        host.run(["ip", "-n", self.name, "link", "set", "eth0", "address", self.mac])
+        unplugged.sh(self.unplugging)
+        host.sh(self.plugging)

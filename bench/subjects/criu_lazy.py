@@ -1,7 +1,7 @@
 """A bare process moved by CRIU's own page server and lazy-pages daemon, as its manual says.
 
-It shares the hosts' namespaces, and its address is the host's, so it is not found by its clients
-afterwards: what is measured is the memory's way.
+It shares the hosts' namespaces, and its address is the host's, so a client finds it only if it asks
+at both: what is measured is the memory's way.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import select
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.harness import BenchError
+from bench.limits import PIPE_SIZE, raised
+from bench.subjects.lazy_pages import PIPE
+from bench.subjects.login import logged_in
 from bench.subjects.subject import IMAGE, criu_program, fresh
 from bench.workload import Workload
 from tests.lab import Host, Process
@@ -20,7 +24,6 @@ IMAGES = Path("/srv/bench/lazy")
 PORT = 7100
 PATIENCE = 120.0  # seconds for each step
 STEP = 0.002  # seconds between two looks at whether it listens, which it says to nobody
-PIPE = 4 << 20  # bytes: what fs.pipe-max-size must be for `criu dump --lazy-pages`
 
 
 class CriuLazy:
@@ -31,17 +34,11 @@ class CriuLazy:
         self._target = target
         self._pid: int | None = None
         self._running: list[Process] = []
+        self._limits = ExitStack()
 
     def launch(self, workload: Workload) -> None:
-        """Start it in a session of its own.
-
-        Raises:
-            BenchError: CRIU cannot do this with the kernel's limits.
-
-        """
-        most = int(Path("/proc/sys/fs/pipe-max-size").read_text())
-        if most < PIPE:
-            raise BenchError(f"criu's lazy pages need sysctl fs.pipe-max-size={PIPE}")
+        """Start it in a session of its own, with the pipes that CRIU needs until `remove`."""
+        self._limits.enter_context(raised(PIPE_SIZE, PIPE))
         words = " ".join(workload.argv)
         # A PID that is free on the second host too, where few processes run.
         said = self._source.sh(
@@ -58,7 +55,11 @@ class CriuLazy:
         return process
 
     def move(self) -> None:
-        """Dump without the pages, copy the rest, restore, and wait for the last page."""
+        """Log in, dump without the pages, copy the rest, restore, and wait for the last page."""
+        with logged_in(self._source, self._target) as login:
+            self._move(login)
+
+    def _move(self, login: tuple[str, str]) -> None:
         source, target = self._source, self._target
         for host in (source, target):
             fresh(host, IMAGES)
@@ -72,7 +73,8 @@ class CriuLazy:
         readable, _, _ = select.select([dump.stdout], [], [], PATIENCE)
         if not readable or dump.stdout.read(1) != "\0":
             raise BenchError(f"criu dump: {self._log(source, 'dump')}")
-        source.sh(f"scp -q {IMAGES}/*.img {target.ssh_destination}:{IMAGES}/")
+        to = f"{target.ssh_destination}:{IMAGES}/"
+        source.sh(f"scp -q {' '.join(login)} {IMAGES}/*.img {to}")
         pages = self._start(
             target,
             *("lazy-pages", "--page-server", "--address", str(source.address)),
@@ -116,5 +118,6 @@ class CriuLazy:
             # It has its number there too, if it was restored; nothing else comes near it.
             self._target.sh(f"kill -KILL {self._pid} || true")
             self._pid = None
+        self._limits.close()
         for host in (self._source, self._target):
             fresh(host, IMAGES)

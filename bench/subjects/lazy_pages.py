@@ -2,22 +2,25 @@
 
 A bare process in a network namespace of its own, with all other namespaces its host's: there is
 no tool that drives this for containers. CRIU puts all memory into pipes, two descriptors for each
-MiB, so it gets all that the hard limit allows. Without CAP_SYS_RESOURCE root may also have only so
-many pages in pipes (fs.pipe-user-pages-soft).
+MiB or more, so it gets all that the hard limit allows.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.harness import BenchError
+from bench.limits import PIPE_SIZE, raised
 from bench.subjects.cable import Cable
+from bench.subjects.login import logged_in
 from bench.subjects.subject import CHECKPOINTS, criu_program, fresh, version
 from bench.workload import Workload
 from tests.lab import Host, Lab, LabError
 
 PORT = 9988
 FIRST_PID = 30000  # free on the target, whose PID namespace is another one
+PIPE = 4 << 20  # bytes, of each of CRIU's pipes: PIPE_MAX_SIZE pages (page-pipe.h), rounded up
 LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 
 
@@ -35,6 +38,7 @@ class LazyPages:
         self._cable = Cable("lazy", self.address)
         self._images = CHECKPOINTS / "lazy"
         self.mac = self._cable.mac
+        self._limits = ExitStack()
 
     def versions(self) -> dict[str, str]:
         """Return its version."""
@@ -44,7 +48,8 @@ class LazyPages:
         """Do nothing: the image is on both hosts."""
 
     def launch(self, workload: Workload) -> None:
-        """Start the process, in a session of its own."""
+        """Start the process, in a session of its own, with the pipes that CRIU needs."""
+        self._limits.enter_context(raised(PIPE_SIZE, PIPE))
         for host in self._hosts:
             self._cable.lay(host)
         self._cable.plug(self._source, self._target)
@@ -66,6 +71,10 @@ nsenter --net={self._cable.namespace} setsid {loader} {self._image}/usr/bin/{pro
 
     def migrate(self) -> None:
         """Do it by hand, both hosts at one's fingertips."""
+        with logged_in(self._source, self._target) as login:
+            self._migrate(" ".join(("ssh", *login)))
+
+    def _migrate(self, ssh: str) -> None:
         for host in self._hosts:
             fresh(host, self._images)
         pid = self._pid(self._source)
@@ -81,23 +90,28 @@ setsid {criu % "dump"} -o dump.log {common} nftables --tree {pid} --external 'ne
   --address 0.0.0.0 --port {PORT} --status-fd 9 9> {self._images}/ready \\
   < /dev/null > /dev/null 2>&1 &
 until [ -s {self._images}/ready ]; do kill -0 $!; sleep 0.001; done
-""",
+{self._cable.unplugging}""",
         )
         to = f"{self._target.ssh_destination}:{self._images}/"
-        self._source.run(["rsync", "--archive", f"{self._images}/", to])
+        self._source.run(["rsync", "--archive", "--rsh", ssh, f"{self._images}/", to])
         self._step(
             self._target,
             "restore",
             f"""\
+cat > {self._images}/hook << 'END'
+#!/bin/sh -e
+# Not plugged in before: a segment that finds no socket yet is answered by a reset.
+[ "$CRTOOLS_SCRIPT_ACTION" = network-unlock ] || exit 0
+{self._cable.plugging}END
+chmod +x {self._images}/hook
 {criu % "lazy-pages"} -o lazy.log --page-server --address {self._source.address} --port {PORT} \\
   < /dev/null > /dev/null 2>&1 &
 until [ -S {self._images}/lazy-pages.socket ]; do kill -0 $!; sleep 0.001; done
 exec 8< {self._cable.namespace}
-# Not plugged in before: a segment that finds no socket yet is answered by a reset.
-{criu % "restore"} -o restore.log {common} skip --restore-detached --inherit-fd 'fd[8]:lazy'
+{criu % "restore"} -o restore.log {common} skip --restore-detached --inherit-fd 'fd[8]:lazy' \\
+  --action-script {self._images}/hook
 """,
         )
-        self._cable.plug(self._target, self._source)
         self._step(self._target, "lazy", "while pgrep -x criu > /dev/null; do sleep 0.005; done")
 
     def _step(self, host: Host, name: str, text: str) -> None:
@@ -119,6 +133,7 @@ exec 8< {self._cable.namespace}
             if pid := self._pid(host):
                 host.sh(f"kill -KILL {pid}; while kill -0 {pid} 2> /dev/null; do :; done")
             host.run(["pkill", "-KILL", "-x", "criu"], check=False)
+        self._limits.close()
 
     def close(self) -> None:
         """Do nothing: all is in the lab."""
