@@ -15,6 +15,8 @@ from bench.first import TICKER, Scene
 from bench.harness import BenchError, Episode, Sample, interleave
 from bench.machine import warm
 from bench.results import Column, Measure
+from bench.subjects.bare import Bare
+from bench.subjects.criu_copied import CriuCopied
 from bench.subjects.criu_lazy import CriuLazy
 from bench.subjects.pymigrate import Pymigrate
 from bench.subjects.subject import NAME, fresh, program
@@ -26,6 +28,10 @@ HERE, THERE = Path("/srv/bench/memory"), Path("/srv/bench/arrived")
 LINKS = {"unlimited": "", "1gbit": "1gbit", "100mbit": "100mbit"}
 CONTENTS = ("mix", "random")
 WARM = 3  # times the workload's memory that the kernel has at hand when a turn begins
+COPIERS = {
+    "criu+scp": "scp -q {ssh} {images}/* {to}",
+    "criu+rsync": "rsync -W --inplace --rsh 'ssh {ssh}' {images}/* {to}",
+}
 WAYS = (("hybrid", "tls"), ("post", "tls"), ("pre", "tls"), ("stop", "tls"), ("hybrid", "ssh"))
 
 
@@ -59,7 +65,10 @@ class Plane:
                 for tool in (scp, rsync):
                     act = partial(self._copy, workload, link, tool)
                     yield Episode(tool.__name__, here, ("plane",), act)
-                lazy = partial(self._lazy, workload, link)
+                for name, copier in COPIERS.items():
+                    act = partial(self._by_hand, partial(CriuCopied, copy=copier), workload, link)
+                    yield Episode(name, f"{here} stop", ("plane",), act)
+                lazy = partial(self._by_hand, CriuLazy, workload, link)
                 yield Episode("criu", f"{here} post", ("plane",), lazy)
 
     @contextmanager
@@ -131,9 +140,11 @@ class Plane:
             fresh(alpha, HERE)
             fresh(beta, THERE)
 
-    def _lazy(self, workload: Workload, link: str) -> Iterator[Sample]:
+    def _by_hand(
+        self, make: Callable[[Host, Host], Bare], workload: Workload, link: str
+    ) -> Iterator[Sample]:
         with ExitStack() as stack:
-            subject = CriuLazy(self.lab["alpha"], self.lab["beta"])
+            subject = make(self.lab["alpha"], self.lab["beta"])
             stack.callback(subject.remove)
             alpha, beta = (str(self.lab[name].address) for name in ("alpha", "beta"))
             ticker = stack.enter_context(
@@ -185,7 +196,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ways", nargs="+", choices=["-".join(way) for way in WAYS], help="of ours (default: all)"
     )
-    names = ["pymigrate", "scp", "rsync", "criu"]
+    names = ["pymigrate", "scp", "rsync", *COPIERS, "criu"]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument(
         "--no-warm-up", dest="warm_up", action="store_false", help="count the first round too"

@@ -1,63 +1,28 @@
-"""A bare process moved by CRIU's own page server and lazy-pages daemon, as its manual says.
-
-It shares the hosts' namespaces, and its address is the host's, so a client finds it only if it asks
-at both: what is measured is the memory's way.
-"""
+"""CRIU's own post-copy: its page server and its lazy-pages daemon, as its manual says."""
 
 from __future__ import annotations
 
 import select
-import subprocess
 import time
-from contextlib import ExitStack
-from pathlib import Path
 
 from bench.harness import BenchError
 from bench.limits import PIPE_SIZE, raised
+from bench.subjects.bare import IMAGES, PATIENCE, Bare
 from bench.subjects.lazy_pages import PIPE
-from bench.subjects.login import logged_in
-from bench.subjects.subject import IMAGE, criu_program, fresh
+from bench.subjects.subject import fresh
 from bench.workload import Workload
-from tests.lab import Host, Process
 
-IMAGES = Path("/srv/bench/lazy")
 PORT = 7100
-PATIENCE = 120.0  # seconds for each step
 STEP = 0.002  # seconds between two looks at whether it listens, which it says to nobody
 
 
-class CriuLazy:
-    """A process on the first host, then on the second."""
-
-    def __init__(self, source: Host, target: Host) -> None:
-        self._source = source
-        self._target = target
-        self._pid: int | None = None
-        self._running: list[Process] = []
-        self._limits = ExitStack()
+class CriuLazy(Bare):
+    """Dumped without its pages, which follow once it is restored."""
 
     def launch(self, workload: Workload) -> None:
-        """Start it in a session of its own, with the pipes that CRIU needs until `remove`."""
-        self._limits.enter_context(raised(PIPE_SIZE, PIPE))
-        words = " ".join(workload.argv)
-        # A PID that is free on the second host too, where few processes run.
-        said = self._source.sh(
-            "echo 30000 > /proc/sys/kernel/ns_last_pid\n"
-            f"setsid {IMAGE}{words} < /dev/null > /dev/null 2>&1 &\necho $!",
-            directory=IMAGE,
-        )
-        self._pid = int(said)
-
-    def _start(self, host: Host, verb: str, *argv: str) -> Process:
-        options = ("--images-dir", str(IMAGES), "--log-file", f"{verb}.log", "-v1")
-        process = host.popen([criu_program(), verb, *options, *argv], directory=IMAGES)
-        self._running.append(process)
-        return process
-
-    def move(self) -> None:
-        """Log in, dump without the pages, copy the rest, restore, and wait for the last page."""
-        with logged_in(self._source, self._target) as login:
-            self._move(login)
+        """Start it, with the pipes that CRIU needs until `remove`."""
+        self._undo.enter_context(raised(PIPE_SIZE, PIPE))
+        super().launch(workload)
 
     def _move(self, login: tuple[str, str]) -> None:
         source, target = self._source, self._target
@@ -89,35 +54,6 @@ class CriuLazy:
         restore = self._start(
             target, "restore", "--lazy-pages", "--restore-detached", "--manage-cgroups=ignore"
         )
-        for name, process, host in (
-            ("restore", restore, target),
-            ("lazy-pages", pages, target),
-            ("dump", dump, source),
-        ):
-            try:
-                code = process.wait(PATIENCE)
-            except subprocess.TimeoutExpired as error:
-                raise BenchError(f"criu {name} did not end") from error
-            if code:
-                raise BenchError(f"criu {name}: {self._log(host, name)}")
-
-    def _log(self, host: Host, verb: str) -> str:
-        path = host.outside(IMAGES) / f"{verb}.log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return " / ".join([line for line in lines if "Error" in line][:3]) or "no reason given"
-
-    def remove(self) -> None:
-        """Kill it wherever it is. May be repeated."""
-        for process in self._running:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-        self._running.clear()
-        if self._pid is not None:
-            self._source.sh(f"kill -KILL {self._pid} || true")
-            # It has its number there too, if it was restored; nothing else comes near it.
-            self._target.sh(f"kill -KILL {self._pid} || true")
-            self._pid = None
-        self._limits.close()
-        for host in (self._source, self._target):
-            fresh(host, IMAGES)
+        self._wait(
+            ("restore", restore, target), ("lazy-pages", pages, target), ("dump", dump, source)
+        )
