@@ -36,7 +36,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -50,6 +49,7 @@ from pymigrate.runtime import compressed
 from pymigrate.runtime.errors import BadArchive, NoSpace, NotFound
 from pymigrate.runtime.tree_format import Kind, Member, padding
 from pymigrate.runtime.tree_source import Source
+from pymigrate.runtime.values import dataclass
 
 IMAGES = "checkpoint"
 MANIFEST = "pymigrate.json"

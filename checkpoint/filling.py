@@ -24,7 +24,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -45,6 +44,7 @@ from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import HostError, PymigrateError
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.supervision import Supervision, SupervisorEnded
+from pymigrate.runtime.values import dataclass
 
 PROCESS_NAME = "pymigrate-fill"
 THREADS = 2

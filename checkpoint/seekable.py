@@ -18,13 +18,14 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import zstandard
 
 from pymigrate.runtime.errors import BadArchive, HostError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 FRAME = 4 << 20
 """Bytes of plain data after which a frame ends by itself."""
@@ -61,8 +62,7 @@ class Sink(Protocol):
         """Take a frame that `Frames` has made of so many bytes; others begin behind it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """A part of a file, which is open."""
 
     descriptor: int
@@ -153,6 +153,8 @@ class FrameSink:
 
     def __init__(self, stream: Writable, level: int) -> None:
         """Write to a stream; no more than a few frames are held."""
+        from concurrent.futures import ThreadPoolExecutor  # 6 ms, and a restore only reads
+
         self._stream = stream
         self._frames = Frames(level)
         self._threads = len(os.sched_getaffinity(0))

@@ -15,8 +15,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -379,6 +377,8 @@ class Store:
         """
         with self.locked():
             self._sweep()
+            import tempfile  # of those who only look for layers nobody needs it
+
             path = Path(tempfile.mkdtemp(dir=self._temporary))
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -453,6 +453,8 @@ class Store:
         removed = sorted(set(layers) - kept)
         for digest in removed:
             # By way of tmp/: a crash half-way must not leave half a layer under its name.
+            import tempfile
+
             aside = Path(tempfile.mkdtemp(dir=self._temporary)) / digest
             with contextlib.suppress(FileNotFoundError):
                 (self._layers / digest).rename(aside)
@@ -476,6 +478,8 @@ def _check_root(path: Path, source: object) -> None:
 def _remove_tree(path: Path) -> None:
     """Remove a tree if it is there."""
     with contextlib.suppress(FileNotFoundError):
+        import shutil
+
         shutil.rmtree(path)
 
 
