@@ -32,7 +32,6 @@ from pymigrate.runtime.errors import (
     WrongState,
 )
 from pymigrate.runtime.host import Host, check_name
-from pymigrate.runtime.images import Store
 from pymigrate.runtime.launch import Launch
 from pymigrate.runtime.state import NetworkSettings, Port, Record
 from pymigrate.runtime.values import dataclass, field, replace
@@ -144,6 +143,7 @@ def load_from(host: Host, opened: Source, wishes: Wishes, launch: Launch | None 
         held.callback(launch.abandon)
         from pymigrate.checkpoint import criu, restore
 
+        _check_root(host, record)
         found = Beside(criu.find, "criu")  # what fails here is told by who needs it
         held.callback(found.wait)
         skeleton = opened.lay_out(stage) if filler is not None else None
@@ -153,23 +153,17 @@ def load_from(host: Host, opened: Source, wishes: Wishes, launch: Launch | None 
         phases["unpack"] = time.monotonic() - begun
         options = replace(manifest.restore_options(debug=wishes.debug), tcp=tcp)
         with _container(host, manifest, record, replaced) as container, ExitStack() as undo:
-            loaded = Loaded(container, tcp=tcp, phases=phases)
+            loaded = Loaded(container, tcp=tcp, lazy=skeleton is not None, phases=phases)
             launch.is_for(container.directory)
             found.wait()
             with _surroundings(container, launch, inside=options.inside) as surroundings:
                 _put_files(container, stage, sums, undo)
                 phases["files"] = time.monotonic() - begun - sum(phases.values())
                 images = stage / archive.IMAGES
-                told = None
-                if skeleton is not None:
-                    told = skeleton.complete()
+                told = skeleton.complete() if skeleton is not None else None
                 prepared = surroundings.result()
                 phases["prepare"] = time.monotonic() - begun - sum(phases.values())
-                if filler is None or told is None:
-                    loaded.pid = restore.hold(container, images, options, prepared)
-                else:
-                    loaded.pid = _hold_lazily(container, images, options, prepared, filler, told)
-                    loaded.lazy = True
+                loaded.pid = _hold(container, images, options, prepared, filler, told)
             phases["restore"] = time.monotonic() - begun - sum(phases.values())
             # It is held, and its cable is out: nobody has seen it yet.
             if asked.result():
@@ -207,17 +201,19 @@ def _surroundings(
             made.wait()
 
 
-def _hold_lazily(
+def _hold(
     container: Container,
     images: Path,
     options: RestoreOptions,
     prepared: PreparedRestore,
-    filler: Filler,
-    told: Told,
+    filler: Filler | None,
+    told: Told | None,
 ) -> int:
-    """Restore it, its memory to come; the filler has all processes when this returns."""
+    """Restore it; if its memory is to come, the filler has all processes when this returns."""
     from pymigrate.checkpoint import restore
 
+    if filler is None or told is None:
+        return restore.hold(container, images, options, prepared)
     restore.work_directory(container)
     filler.tell(container.directory, told)
     filler.await_word(fill_words.READY)
@@ -287,7 +283,6 @@ def check(host: Host, manifest: Manifest, record: Record) -> Container | None:
                 hint=f"give another name with --name, or remove it: pymigrate rm {record.name}",
             )
     _check_address(host, record)
-    _check_root(host, record)
     for volume in record.volumes:
         if (volume.local or Path(volume.source).is_file()) and not Path(volume.source).exists():
             raise NotFound(
@@ -333,6 +328,8 @@ def _check_root(host: Host, record: Record) -> None:
             f"{record.name} runs on the directory {record.rootfs}, which is not here; {_NOTHING}",
             hint="import it as an image before the checkpoint, or put it there",
         )
+    from pymigrate.runtime.images import Store
+
     missing = Store(host).missing(record.layers)
     if missing:
         raise NotFound(

@@ -58,7 +58,7 @@ class _Closed(Exception):
 class Pager:
     """Fills the memory of one restored container.
 
-    `fill`, `zero`, `settle`, `put_aside` and `finish` are for one thread, `answer` for another; of
+    `fill`, `zero` and `answer` are for any thread, `settle`, `put_aside` and `finish` for one; of
     ours, one hears the processes, one puts in place what is ready. ``wanted(inner, address)`` and
     ``attached(count)`` are called in ours.
     """
@@ -80,6 +80,7 @@ class Pager:
         self.held = 0  # pages put in place that lay aside before
         self.faults = 0  # times that a process waited
         self._filled = 0  # pages put in place as they came
+        self._counting = threading.Lock()
         self._directory = directory
         self._keeper = keeper
         self._wanted = wanted
@@ -257,7 +258,7 @@ class Pager:
         return [] if self._ready is None else self._ready.find(inner, address, around)
 
     def _readies(self) -> ReadyPages:
-        """Return what lies ready. It needs numpy, which a filler, of which nothing does, has not."""
+        """Return what lies ready; it needs numpy, which a filler, that has none of it, has not."""
         if self._ready is None:
             from pymigrate.checkpoint.ready_pages import ReadyPages
 
@@ -313,7 +314,7 @@ class Pager:
         source = syscalls.address_of(content)
         self._has_come(inner, address)
         self._places.place(inner, address, len(content), source)
-        self._filled += len(content) // PAGE
+        self._count_filled(len(content))
 
     def fill_all(
         self, inner: int, addresses: Addresses, pages: Addresses, content: memoryview
@@ -324,13 +325,13 @@ class Pager:
             self._has_come(inner, address)
             self._places.place(inner, address, length, source)
             source += length
-        self._filled += len(content) // PAGE
+        self._count_filled(len(content))
 
     def zero(self, inner: int, address: int, length: int) -> None:
         """Put pages of zeros in place."""
         self._has_come(inner, address)
         self._places.place(inner, address, length, None)
-        self._filled += length // PAGE
+        self._count_filled(length)
 
     def answer(self, inner: int, address: int, length: int, content: memoryview | None) -> None:
         """Put pages in place that were waited for, or zeros, before all else; in any thread.
@@ -342,6 +343,10 @@ class Pager:
         self._places.place(inner, address, length, source, is_urgent=True)
         for at in range(address, address + length, PAGE):
             self._has_come(inner, at)
+
+    def _count_filled(self, length: int) -> None:
+        with self._counting:
+            self._filled += length // PAGE
 
     def _has_come(self, inner: int, address: int) -> None:
         if (inner, address) in self._waited:

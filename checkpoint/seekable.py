@@ -301,6 +301,7 @@ class FramedFile:
     def __init__(self, fd: int, sizes: Sequence[tuple[int, int]]) -> None:
         """Take a descriptor, which stays the caller's, and the compressed and plain sizes."""
         self._fd = fd
+        self._own = threading.local()
         self._places = [0, *itertools.accumulate(compressed for compressed, _ in sizes)]
         self._starts = [0, *itertools.accumulate(plain for _, plain in sizes)]
 
@@ -329,7 +330,14 @@ class FramedFile:
         try:
             if zstandard.frame_content_size(compressed) != size:
                 raise BadArchive(f"its frame {number} is not what its table says")
-            plain = zstandard.ZstdDecompressor().decompress(compressed, max_output_size=size)
+            plain = self._decompressor().decompress(compressed, max_output_size=size)
         except zstandard.ZstdError as error:
             raise BadArchive(f"its frame {number} is damaged ({error})") from error
         return plain[offset - self._starts[number] :]
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        """Return this thread's own: to make one takes as long as to read a tenth of a frame."""
+        found: zstandard.ZstdDecompressor | None = getattr(self._own, "decompressor", None)
+        if found is None:
+            found = self._own.decompressor = zstandard.ZstdDecompressor()
+        return found

@@ -17,7 +17,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pymigrate.runtime import compressed, image_index, image_record, syscalls, tree
@@ -174,6 +173,8 @@ class Store:
             NotFound: a layer is not here.
 
         """
+        from datetime import UTC, datetime
+
         created = config.created or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         image = image_record.make(reference, layers, replace(config, created=created), size)
         with self.locked():

@@ -108,8 +108,7 @@ class Launch:
         if answer is not None:
             raise control.error_from_document(answer[0]["error"])
         raise errors.HostError(
-            f"the supervisor of {directory.name} ended before it was ready"
-            + _last_words(directory)
+            f"the supervisor of {directory.name} ended before it was ready" + _last_words(directory)
         )
 
     def _reap(self) -> None:

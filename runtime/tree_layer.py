@@ -201,9 +201,7 @@ def _mark(name: bytes) -> Member:
 
 def _unmarked(member: Member) -> Member:
     """Drop an overlay's own marks, which no image may bring: they come from names only."""
-    return member._replace(
-        xattrs=tuple(each for each in member.xattrs if each[0] != OPAQUE)
-    )
+    return member._replace(xattrs=tuple(each for each in member.xattrs if each[0] != OPAQUE))
 
 
 class _Marks:
