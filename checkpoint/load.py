@@ -141,7 +141,7 @@ def load_from(host: Host, opened: Source, wishes: Wishes, launch: Launch | None 
         held.callback(asked.wait)
         launch = launch or Launch(None)  # it loads what it needs meanwhile
         held.callback(launch.abandon)
-        from pymigrate.checkpoint import criu, restore
+        from pymigrate.checkpoint import criu
 
         _check_root(host, record)
         found = Beside(criu.find, "criu")  # what fails here is told by who needs it
