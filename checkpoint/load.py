@@ -155,6 +155,7 @@ def load_from(host: Host, opened: Source, wishes: Wishes, launch: Launch | None 
         with _container(host, manifest, record, replaced) as container, ExitStack() as undo:
             loaded = Loaded(container, tcp=tcp, lazy=skeleton is not None, phases=phases)
             launch.is_for(container.directory)
+            _put_log(container, stage)
             found.wait()
             with _surroundings(container, launch, inside=options.inside) as surroundings:
                 _put_files(container, stage, sums, undo)
@@ -396,6 +397,10 @@ def _put_files(container: Container, stage: Path, sums: dict[str, str], undo: Ex
         content = stage / f"volumes/{number}.tar"
         if content.exists():
             _put_volume(Path(volume.source), content, sums[f"volumes/{number}.tar"], undo)
+
+
+def _put_log(container: Container, stage: Path) -> None:
+    """Let it go on with its own log; to be called before its supervisor opens that."""
     saved_log = stage / archive.LOG
     if saved_log.exists() and not container.log.exists():
         import shutil
