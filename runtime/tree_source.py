@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib  # at once: some run in a root that has no Python
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pymigrate.runtime import digests
 from pymigrate.runtime.errors import BadArchive
 from pymigrate.runtime.tree_format import (
     BLOCK,
@@ -44,7 +44,7 @@ class Source:
         self._buffer = b""
         self._position = 0
         self._before = 0  # bytes of the stream that were in buffers before this one
-        self._hash = digests.large() if hashed else None
+        self._hash = hashlib.sha256() if hashed else None
         self._global: dict[bytes, bytes] = {}
         self._content_left = 0  # bytes of content that nobody took
         self._padding = 0
