@@ -31,12 +31,10 @@ announced; and whoever extracts uses nothing before the last member has confirme
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -46,10 +44,11 @@ from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import is_page_file
 from pymigrate.checkpoint.new_file import writing
 from pymigrate.checkpoint.protection import NOBODY, Trust, unsealed
-from pymigrate.runtime import compressed
+from pymigrate.runtime import compressed, digests
 from pymigrate.runtime.errors import BadArchive, NoSpace, NotFound
 from pymigrate.runtime.tree_format import Kind, Member, padding
 from pymigrate.runtime.tree_source import Source
+from pymigrate.runtime.values import dataclass
 
 IMAGES = "checkpoint"
 MANIFEST = "pymigrate.json"
@@ -63,7 +62,7 @@ MAX_TOTAL = 1 << 42
 
 MAX_MEMBERS = 100_000
 _SPARE = 64 << 20  # bytes to leave free on the disk that is unpacked to
-_KNOWN = re.compile(
+_KNOWN = (
     r"checkpoint/[A-Za-z0-9_@:+-][A-Za-z0-9_@:+.-]{0,200}"
     r"|volumes/[0-9]{1,4}\.tar"
     r"|config\.dump|spec\.dump|network\.status|deleted\.files|rootfs-diff\.tar|ctr\.log"
@@ -352,14 +351,14 @@ def _begin(path: Path, source: Source) -> tuple[Manifest, str]:
     sizes = manifest.members.values()
     if len(sizes) > MAX_MEMBERS or any(size < 0 for size in sizes) or sum(sizes) > MAX_TOTAL:
         raise _hostile(path, "it announces more than any checkpoint has")
-    return manifest, hashlib.sha256(data).hexdigest()
+    return manifest, digests.sha256(data).hexdigest()
 
 
 def _name(path: Path, member: Member) -> str:
     name = member.name.decode("utf-8", "replace")
     if member.kind is not Kind.FILE or member.extents is not None:
         raise _hostile(path, f"{name[:100]!r} is a {member.kind.name.lower()}, not a plain file")
-    if name != SUMS and not _KNOWN.fullmatch(name):
+    if name != SUMS and not re.fullmatch(_KNOWN, name):
         raise _hostile(path, f"{name[:100]!r} is no member of a checkpoint")
     return name
 
@@ -409,7 +408,7 @@ def _nobody(_chunk: bytes) -> None:
 
 def _take(source: Source, member: Member, into: Path | None, hearer: Hearer = _nobody) -> str:
     """Write the member below `into`, if given; return its SHA-256."""
-    found = hashlib.sha256()
+    found = digests.large()
     _write(source, member, into, found.update, hearer)
     return found.hexdigest()
 

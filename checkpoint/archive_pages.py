@@ -5,11 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, cast
-
-import xxhash
 
 from pymigrate.checkpoint import archive, block_table, memory_map, seekable
 from pymigrate.checkpoint.fill_words import Plan
@@ -18,6 +15,7 @@ from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import PageFile
 from pymigrate.runtime import daemon
 from pymigrate.runtime.errors import BadArchive
+from pymigrate.runtime.values import dataclass, replace
 
 _XXH3 = 16  # bytes of a digest of before
 
@@ -74,6 +72,8 @@ class _Digests:
         if now.exists():
             found = cls(now.read_bytes(), block_table.DIGEST, block_table.digest)
         else:
+            import xxhash  # archives of today have none
+
             found = cls(before.read_bytes(), _XXH3, xxhash.xxh3_128_digest)
         if len(found.joined) != file.blocks * found.size:
             raise BadArchive(f"it has not one digest for each block of {file.name}")

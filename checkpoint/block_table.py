@@ -11,12 +11,12 @@ what it has to be. The file of pages itself needs no checksum then.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pymigrate.checkpoint.images import PAGE
 from pymigrate.checkpoint.memory_map import BLOCK
+from pymigrate.runtime import digests
 from pymigrate.runtime.errors import BadArchive
 
 DIGEST = 32
@@ -91,7 +91,7 @@ def starts(lengths: Sequence[int]) -> list[int]:
 
 def digest(block: bytes | memoryview) -> bytes:
     """Return the digest of a block."""
-    return hashlib.sha256(block).digest()
+    return digests.large(block).digest()
 
 
 def check_announced(pages: Collection[str], sizes: Mapping[str, int]) -> None:
@@ -115,7 +115,7 @@ class Digesting:
         """Be told how long its blocks are."""
         self._lengths = iter(lengths)
         self._left = 0
-        self._block = hashlib.sha256()
+        self._block = digests.large()
         self._digests: list[bytes] = []
 
     def update(self, data: bytes) -> None:
@@ -126,7 +126,7 @@ class Digesting:
                 self._left = next(self._lengths, 0)
                 if not self._left:
                     return
-                self._block = hashlib.sha256()
+                self._block = digests.large()
             piece, rest = rest[: self._left], rest[self._left :]
             self._block.update(piece)
             self._left -= len(piece)

@@ -6,7 +6,7 @@ more comes first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pymigrate.runtime.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,23 @@ import array
 import contextlib
 import functools
 import json
-import logging
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pymigrate.checkpoint import criu_messages
 from pymigrate.runtime import priority
 from pymigrate.runtime.errors import CheckpointError, MissingFeature
-
-logger = logging.getLogger(__name__)
+from pymigrate.runtime.values import dataclass
 
 PREFIX = Path("/opt/pymigrate/criu")
 """Where the set-up puts a CRIU if the distribution's does not work on the running kernel."""
@@ -74,19 +72,22 @@ def find() -> Criu:
 
     Raises MissingFeature if there is none, or if pycriu, which has its messages, is missing.
     """
-    candidates = (
-        os.environ.get("PYMIGRATE_CRIU"),
-        str(PREFIX / "sbin/criu"),
-        shutil.which("criu"),
-        "/usr/sbin/criu",
-    )
-    for path in candidates:
+    for path in _candidates():
         if path and os.access(path, os.X_OK):
             return Criu(path, _version(path))
     raise MissingFeature(
         "there is no CRIU on this host, so containers can neither be checkpointed nor restored",
         hint="apt-get install criu, or name one in PYMIGRATE_CRIU; pymigrate check tells more",
     )
+
+
+def _candidates() -> Iterator[str | None]:
+    yield os.environ.get("PYMIGRATE_CRIU")
+    yield str(PREFIX / "sbin/criu")
+    import shutil  # with bz2 and lzma, for hosts that have the distribution's
+
+    yield shutil.which("criu")
+    yield "/usr/sbin/criu"
 
 
 def _version(path: str) -> str:
@@ -111,13 +112,12 @@ def messages() -> Any:
     Raises MissingFeature.
     """
     try:
-        from pycriu import rpc_pb2  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        return criu_messages.rpc()
     except ImportError as error:
         raise MissingFeature(
             f"pycriu, which has CRIU's messages, cannot be imported: {error}",
             hint="apt-get install python3-pycriu (Debian 13 on; before, it is in criu)",
         ) from error
-    return rpc_pb2
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,10 @@ class Session:
 
     def ask(self, kind: str, options: Mapping[str, object]) -> None:
         """Send the request; `kind` is a name of CRIU's criu_req_type, such as ``DUMP``."""
-        logger.debug("criu is asked: %s %s", kind, json.dumps(options))
+        if "logging" in sys.modules:  # loaded by who wants to see it, for it costs 6 ms
+            sys.modules["logging"].getLogger(__name__).debug(
+                "criu is asked: %s %s", kind, json.dumps(options)
+            )
         rpc = self._messages
         request = rpc.criu_req(type=rpc.criu_req_type.Value(kind))
         _fill(request.opts, options)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from pymigrate.checkpoint.causes import CAUSES
+from pymigrate.runtime.values import dataclass
 
 MAX_LOG = 4 << 20
 """Bytes of a log that are read: its end, where a failure shows."""

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import itertools
 import json
 import queue
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -40,7 +38,7 @@ from pymigrate.checkpoint.fill_words import (
 )
 from pymigrate.checkpoint.memory_map import Extent, PageFile
 from pymigrate.checkpoint.pager import PAGE, Pager
-from pymigrate.runtime import daemon, launch, lock, syscalls
+from pymigrate.runtime import daemon, launch, lock, priority, syscalls
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import HostError, PymigrateError
 from pymigrate.runtime.host import Host
@@ -48,11 +46,10 @@ from pymigrate.runtime.supervision import Supervision, SupervisorEnded
 
 PROCESS_NAME = "pymigrate-fill"
 THREADS = 2
-AHEAD = 4  # blocks that are fetched before they can be placed
 CALM = 0.02
-"""Seconds without a block that is waited for, after which more is fetched ahead.
+"""Seconds without a block that is waited for, after which others are brought.
 
-So who waits has the processors for itself. Each of these blocks is one less to be fetched, so it
+So who waits has the processors for itself. Each of these blocks is one less to be brought, so it
 ends.
 """
 
@@ -90,15 +87,12 @@ class _Processes:
         return PAGE
 
 
-@dataclass(frozen=True)
-class _Fetched:
-    file: PageFile
-    number: int
-    content: Future[bytes]
-
-
 class Filling:
-    """Fills one container; `run` returns when nothing is missing, or nobody is left to miss it."""
+    """Fills one container; `run` returns when nothing is missing, or nobody is left to miss it.
+
+    The caller's thread brings what somebody waits for. Beside it some others bring the rest, each
+    one block after the other: it reads, verifies and places it, and nothing is handed over.
+    """
 
     _pages: Pages
     _processes: _Processes
@@ -106,10 +100,14 @@ class Filling:
     def __init__(self, work: Path, keeper: Keeper, attached: Callable[[], None]) -> None:
         """Listen for CRIU in its work directory."""
         self._attached = attached
-        self._heard: queue.SimpleQueue[tuple[int, int] | _Fetched | None] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._is_attached = False
-        self._done: set[tuple[str, int]] = set()
+        self._missing: Iterator[tuple[PageFile, int]] = iter(())
+        self._done: set[tuple[str, int]] = set()  # or somebody is at it
         self._busy_until = 0.0  # time.monotonic()
+        self._changed = threading.Condition()  # of these three, and of the next two
+        self._at_work = 0  # threads that bring the rest
+        self._failure: BaseException | None = None
         self._pager = Pager(
             work,
             keeper,
@@ -130,48 +128,65 @@ class Filling:
         while not self._is_attached:
             heard = self._heard.get()
             self._pager.check()
-            if not isinstance(heard, _Fetched):
-                self._serve(heard)  # CRIU's own restorer may already wait for a page
-        self._busy_until = time.monotonic() + CALM  # what they need first, they need soon
+            self._serve(heard)  # CRIU's own restorer may already wait for a page
+        self._be_busy()  # what they need first, they need soon
         self._attached()
-        with ThreadPoolExecutor(THREADS) as pool:
-            try:
-                self._fill_all(pool)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        self._missing = (
+            (file, number)
+            for file in pages.files
+            for number in range(file.blocks)
+            if file.inner is not None and any(file.within(number))
+        )
+        others = [threading.Thread(target=self._bring, name="bring") for _ in range(THREADS)]
+        self._at_work = len(others)
+        try:
+            for other in others:
+                other.start()
+            priority.favour()  # from now on: the others are not to have it from us
+            while self._at_work:
+                heard = self._heard.get()
+                self._pager.check()
+                self._serve(heard)
+        finally:
+            with self._changed:
+                self._missing = iter(())
+                self._be_busy(0.0)
+            for other in others:
+                if other.ident is not None:  # it was started
+                    other.join()
+        if self._failure is not None:
+            raise self._failure
         self._pager.finish()
 
-    def _fill_all(self, pool: ThreadPoolExecutor) -> None:
-        """Fetch some blocks ahead; who waits for a page never waits for these."""
-        missing = (
-            (file, number)
-            for file in self._pages.files
-            for number in range(file.blocks)
-            if any(file.within(number)) and (file.name, number) not in self._done
-        )
-        under_way, more = 0, True
-        while (under_way or more) and not self._pager.is_alone:
-            busy = self._busy_until - time.monotonic() if more else 0.0
-            if more and busy <= 0 and under_way < AHEAD:
-                room = AHEAD - under_way
-                begun = sum(self._fetch(pool, *each) for each in itertools.islice(missing, room))
-                under_way, more = under_way + begun, begun == room
-                continue
-            try:
-                heard = self._heard.get(timeout=busy if busy > 0 else None)
-            except queue.Empty:  # calm now
-                continue
-            self._pager.check()
-            if isinstance(heard, _Fetched):
-                self._place(heard.file, heard.number, heard.content.result())
-                under_way -= 1
-            else:
-                self._serve(heard)
+    def _be_busy(self, seconds: float | None = None) -> None:
+        with self._changed:
+            self._busy_until = time.monotonic() + (CALM if seconds is None else seconds)
+            self._changed.notify_all()
 
-    def _fetch(self, pool: ThreadPoolExecutor, file: PageFile, number: int) -> int:
-        content = pool.submit(self._pages.block, file, number)
-        content.add_done_callback(lambda done: self._heard.put(_Fetched(file, number, done)))
-        return 1
+    def _bring(self) -> None:
+        """Bring what nobody waits for, block by block; an error ends it for all."""
+        try:
+            while not self._pager.is_alone and (taken := self._take()) is not None:
+                self._place(*taken, self._pages.block(*taken))
+        except BaseException as error:
+            with self._changed:
+                self._failure = self._failure or error
+                self._missing = iter(())
+        finally:
+            with self._changed:
+                self._at_work -= 1
+            self._heard.put(None)
+
+    def _take(self) -> tuple[PageFile, int] | None:
+        """Return the next block that is missing, once nobody waits for another; None at the end."""
+        with self._changed:
+            while (busy := self._busy_until - time.monotonic()) > 0:
+                self._changed.wait(busy)
+            for file, number in self._missing:
+                if (file.name, number) not in self._done:
+                    self._done.add((file.name, number))
+                    return file, number
+        return None
 
     def _serve(self, wanted: tuple[int, int] | None) -> None:
         """Place the page that is waited for, and then what else is in its block."""
@@ -188,18 +203,20 @@ class Filling:
         start = offset - file.begin(number)
         # Also if it was done: what is there stays, and a process that was forked may lack it.
         self._pager.fill(inner, address, memoryview(content)[start : start + PAGE])
-        if (file.name, number) not in self._done:
+        with self._changed:
+            is_new = (file.name, number) not in self._done
+            self._done.add((file.name, number))
+        if is_new:
             self._place(file, number, content)
-            self._busy_until = time.monotonic() + CALM
+            self._be_busy()
 
     def _place(self, file: PageFile, number: int, content: bytes) -> None:
-        if file.inner is None or (file.name, number) in self._done:
+        if file.inner is None:
             return
         view = memoryview(content)
         for extent in file.within(number):
             start = extent.offset - file.begin(number)
             self._pager.fill(file.inner, extent.address, view[start : start + extent.length])
-        self._done.add((file.name, number))
 
     def close(self) -> None:
         """Go away; if something is missing, the processes wait."""

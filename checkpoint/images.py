@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from pymigrate.checkpoint import criu_messages
 from pymigrate.runtime.errors import BadArchive
+from pymigrate.runtime.values import dataclass
 
 PAGE = 4096
 _LAZY, _PRESENT = 2, 4  # PE_ in criu/include/pagemap.h; present: the page lies in pages-N.img
@@ -54,14 +55,11 @@ def processes(names: Collection[str], read: Callable[[str], bytes]) -> list[Proc
 
 def prepare() -> None:
     """Load CRIU's messages: who reads an image under a freeze does not wait for that."""
-    from pycriu.images import mm_pb2, pagemap_pb2
-
-    pagemap_pb2.pagemap_head()
-    mm_pb2.mm_entry()
+    criu_messages.image("pagemap").pagemap_head()
+    criu_messages.image("mm").mm_entry()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Pages that follow one another, as a pagemap has them; ``address`` in bytes."""
 
     address: int
@@ -92,8 +90,7 @@ def completed(data: bytes, name: str, entries: Sequence[Entry]) -> bytes:
 
     They lie there in the order of the entries. Raises BadArchive for what is no pagemap.
     """
-    from pycriu.images import pagemap_pb2
-
+    pagemap_pb2 = criu_messages.image("pagemap")
     head, _ = _map_messages(data, name)
     # Its number of pages has been of 32 bits once; then its name is now that of 64 bits.
     with_compat = "compat_nr_pages" in pagemap_pb2.pagemap_entry.DESCRIPTOR.fields_by_name
@@ -114,9 +111,7 @@ def lazy_mappings(data: bytes, name: str) -> set[tuple[int, int]]:
     By CRIU's own rule: vma_entry_can_be_lazy in criu/include/vma.h.
     Raises BadArchive for what is no image of a process' mappings.
     """
-    from pycriu.images import mm_pb2
-
-    entry = _messages(data, name, "MM", [mm_pb2.mm_entry])[0]
+    entry = _messages(data, name, "MM", [criu_messages.image("mm").mm_entry])[0]
     needed, forbidden = _PRIVATE | _ANONYMOUS, _LOCKED | _HUGE
     return {
         (vma.start, vma.end)
@@ -133,8 +128,7 @@ def _framed(message: Any) -> bytes:
 
 def _map_messages(data: bytes, name: str) -> tuple[Any, list[Any]]:
     """Return the head of a pagemap, and the messages of its entries."""
-    from pycriu.images import pagemap_pb2
-
+    pagemap_pb2 = criu_messages.image("pagemap")
     head, *entries = _messages(
         data, name, "PAGEMAP", [pagemap_pb2.pagemap_head, pagemap_pb2.pagemap_entry]
     )
@@ -144,9 +138,9 @@ def _map_messages(data: bytes, name: str) -> tuple[Any, list[Any]]:
 def _messages(data: bytes, name: str, kind: str, types: Sequence[Any]) -> list[Any]:
     """Return the messages of an image; the last type is that of all that follow, if any."""
     from google.protobuf.message import DecodeError
-    from pycriu.images import magic
 
-    magics = _MAGICS.pack(magic.by_name["IMG_COMMON"], magic.by_name[kind])
+    numbers = criu_messages.magic().by_name
+    magics = _MAGICS.pack(numbers["IMG_COMMON"], numbers[kind])
     if data[: len(magics)] != magics:
         raise BadArchive(f"{name} is no {kind.lower()} of CRIU's")
     found: list[Any] = []

@@ -8,7 +8,6 @@ import select
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +17,7 @@ from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.memory_map import clipped
 from pymigrate.runtime import daemon, userfault
 from pymigrate.runtime.errors import RestoreFailed
+from pymigrate.runtime.values import dataclass, field
 
 WORTH = 16 << 20
 """Bytes of memory from which on it pays: a filler costs as much as reading these."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pymigrate.checkpoint import archive, criu, fill_words, lazily, restore
+from pymigrate.checkpoint import archive, fill_words, lazily
 from pymigrate.checkpoint.archive_pages import FromArchive
 from pymigrate.checkpoint.lazily import Filler, Skeleton, Told
 from pymigrate.checkpoint.manifest import Manifest
 from pymigrate.checkpoint.protection import Trust
 from pymigrate.checkpoint.requests import RestoreOptions
 from pymigrate.checkpoint.staging import staging
-from pymigrate.runtime import aside, lock, network, tree
-from pymigrate.runtime.announcing import Announcer
+from pymigrate.runtime import aside, lock, network
+from pymigrate.runtime.beside import Beside
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import (
     AlreadyExists,
@@ -34,9 +32,12 @@ from pymigrate.runtime.errors import (
     WrongState,
 )
 from pymigrate.runtime.host import Host, check_name
-from pymigrate.runtime.images import Store
 from pymigrate.runtime.launch import Launch
 from pymigrate.runtime.state import NetworkSettings, Port, Record
+from pymigrate.runtime.values import dataclass, field, replace
+
+if TYPE_CHECKING:
+    from pymigrate.checkpoint.restore import PreparedRestore
 
 _NOTHING = "nothing was changed"
 
@@ -56,7 +57,7 @@ class Wishes:
     skip: tuple[str, ...] = ()  # findings in the present, in spite of which it is written down
 
 
-@dataclass
+@dataclass()
 class Loaded:
     """The restored container, which runs, and the seconds that each phase took.
 
@@ -95,16 +96,23 @@ class Source(Protocol):
         """
 
 
-def load(host: Host, path: Path, wishes: Wishes, trust: Trust | None = None) -> Loaded:
+def load(
+    host: Host,
+    path: Path,
+    wishes: Wishes,
+    trust: Trust | None = None,
+    launch: Launch | None = None,
+) -> Loaded:
     """Restore a container from a file and let it run; see `load_from`."""
-    return load_from(host, FromArchive(archive.Archive.open(path, trust)), wishes)
+    return load_from(host, FromArchive(archive.Archive.open(path, trust)), wishes, launch)
 
 
-def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
+def load_from(host: Host, opened: Source, wishes: Wishes, launch: Launch | None = None) -> Loaded:
     """Restore a container and let it run.
 
     A container of the same id that is stopped under the same name is continued in its place;
-    otherwise a new one is made, with a new id if it gets another name.
+    otherwise a new one is made, with a new id if it gets another name. ``launch`` is its
+    supervisor, if that has been started; it is used up.
 
     Raises:
         BadArchive: the file is damaged or made to do harm.
@@ -127,31 +135,36 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
         filler = None
         if not wishes.eager and lazily.is_possible(manifest, opened.memory):
             filler = held.enter_context(lazily.Filler.started(opened.filler))  # it takes longest
-        pool = held.enter_context(ThreadPoolExecutor(2))
-        # Asking the network takes about as long as all until it is restored.
-        asked = pool.submit(network.address_in_use, record.network)
-        launch = Launch(host.containers / record.name)  # it loads what it needs meanwhile
+        # To ask the network takes about as long as all until it is restored; so what is loaded
+        # after this costs nobody anything.
+        asked = Beside(partial(network.address_in_use, record.network), "asking")
+        held.callback(asked.wait)
+        launch = launch or Launch(None)  # it loads what it needs meanwhile
         held.callback(launch.abandon)
-        pool.submit(criu.messages)  # slow to load, too; what fails here is told by who needs them
+        from pymigrate.checkpoint import criu
+
+        _check_root(host, record)
+        found = Beside(criu.find, "criu")  # what fails here is told by who needs it
+        held.callback(found.wait)
         skeleton = opened.lay_out(stage) if filler is not None else None
         if skeleton is not None:
             held.callback(skeleton.close)
         sums = opened.extract(stage) if skeleton is None else skeleton.sums
         phases["unpack"] = time.monotonic() - begun
+        options = replace(manifest.restore_options(debug=wishes.debug), tcp=tcp)
         with _container(host, manifest, record, replaced) as container, ExitStack() as undo:
-            loaded = Loaded(container, tcp=tcp, phases=phases)
-            _put_files(container, stage, sums, undo)
-            phases["files"] = time.monotonic() - begun - sum(phases.values())
-            options = replace(manifest.restore_options(debug=wishes.debug), tcp=tcp)
-            with container.prepare(plugged=False, launch=launch):
-                phases["prepare"] = time.monotonic() - begun - sum(phases.values())
+            loaded = Loaded(container, tcp=tcp, lazy=skeleton is not None, phases=phases)
+            launch.is_for(container.directory)
+            _put_log(container, stage)
+            found.wait()
+            with _surroundings(container, launch, inside=options.inside) as surroundings:
+                _put_files(container, stage, sums, undo)
+                phases["files"] = time.monotonic() - begun - sum(phases.values())
                 images = stage / archive.IMAGES
-                if filler is None or skeleton is None:
-                    loaded.pid = restore.hold(container, images, options)
-                else:
-                    complete = skeleton.complete
-                    loaded.pid = _hold_lazily(container, images, options, filler, complete)
-                    loaded.lazy = True
+                told = skeleton.complete() if skeleton is not None else None
+                prepared = surroundings.result()
+                phases["prepare"] = time.monotonic() - begun - sum(phases.values())
+                loaded.pid = _hold(container, images, options, prepared, filler, told)
             phases["restore"] = time.monotonic() - begun - sum(phases.values())
             # It is held, and its cable is out: nobody has seen it yet.
             if asked.result():
@@ -165,24 +178,52 @@ def load_from(host: Host, opened: Source, wishes: Wishes) -> Loaded:
     return loaded
 
 
-def _hold_lazily(
+@contextmanager
+def _surroundings(
+    container: Container, launch: Launch, *, inside: bool
+) -> Iterator[Beside[PreparedRestore]]:
+    """Make what a container runs in, and start a CRIU there, while the caller does other things.
+
+    For most of that time both wait for the kernel. Its keeper is closed at the end of the block.
+    """
+    from pymigrate.checkpoint import criu, restore
+
+    with ExitStack() as held:
+
+        def make() -> PreparedRestore:
+            held.enter_context(container.prepare(plugged=False, launch=launch))
+            return held.enter_context(restore.prepare(container, inside=inside))
+
+        made = Beside(make, "surroundings")
+        try:
+            criu.messages()  # slow to load
+            yield made
+        finally:
+            made.wait()
+
+
+def _hold(
     container: Container,
     images: Path,
     options: RestoreOptions,
-    filler: Filler,
-    complete: Callable[[], Told],
+    prepared: PreparedRestore,
+    filler: Filler | None,
+    told: Told | None,
 ) -> int:
-    """Restore it, its memory to come; the filler has all processes when this returns."""
+    """Restore it; if its memory is to come, the filler has all processes when this returns."""
+    from pymigrate.checkpoint import restore
+
+    if filler is None or told is None:
+        return restore.hold(container, images, options, prepared)
     restore.work_directory(container)
-    with restore.prepare(container) as prepared:
-        filler.tell(container.directory, complete())
-        filler.await_word(fill_words.READY)
-        try:
-            pid = restore.hold(container, images, replace(options, lazy=True), prepared)
-        except PymigrateError:
-            filler.check()  # when it fails, it has everything killed that CRIU has made
-            raise
-        filler.await_word(fill_words.ATTACHED)
+    filler.tell(container.directory, told)
+    filler.await_word(fill_words.READY)
+    try:
+        pid = restore.hold(container, images, replace(options, lazy=True), prepared)
+    except PymigrateError:
+        filler.check()  # when it fails, it has everything killed that CRIU has made
+        raise
+    filler.await_word(fill_words.ATTACHED)
     return pid
 
 
@@ -243,7 +284,6 @@ def check(host: Host, manifest: Manifest, record: Record) -> Container | None:
                 hint=f"give another name with --name, or remove it: pymigrate rm {record.name}",
             )
     _check_address(host, record)
-    _check_root(host, record)
     for volume in record.volumes:
         if (volume.local or Path(volume.source).is_file()) and not Path(volume.source).exists():
             raise NotFound(
@@ -289,6 +329,8 @@ def _check_root(host: Host, record: Record) -> None:
             f"{record.name} runs on the directory {record.rootfs}, which is not here; {_NOTHING}",
             hint="import it as an image before the checkpoint, or put it there",
         )
+    from pymigrate.runtime.images import Store
+
     missing = Store(host).missing(record.layers)
     if missing:
         raise NotFound(
@@ -355,8 +397,14 @@ def _put_files(container: Container, stage: Path, sums: dict[str, str], undo: Ex
         content = stage / f"volumes/{number}.tar"
         if content.exists():
             _put_volume(Path(volume.source), content, sums[f"volumes/{number}.tar"], undo)
+
+
+def _put_log(container: Container, stage: Path) -> None:
+    """Let it go on with its own log; to be called before its supervisor opens that."""
     saved_log = stage / archive.LOG
     if saved_log.exists() and not container.log.exists():
+        import shutil
+
         shutil.copyfile(saved_log, container.log)
         container.log.chmod(0o600)
 
@@ -364,6 +412,8 @@ def _put_files(container: Container, stage: Path, sums: dict[str, str], undo: Ex
 def _put_volume(source: Path, content: Path, digest: str, undo: ExitStack) -> None:
     """Fill a volume that is not there; one that is there must be as it was at the dump."""
     if source.exists() and any(source.iterdir()):
+        from pymigrate.runtime import tree
+
         if tree.digest(source).digest != digest:
             raise AlreadyExists(
                 f"the volume {source} is not what it was at the checkpoint",
@@ -378,6 +428,8 @@ def _put_volume(source: Path, content: Path, digest: str, undo: ExitStack) -> No
 
 
 def _empty(directory: Path) -> None:
+    import shutil
+
     for entry in directory.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -386,6 +438,8 @@ def _empty(directory: Path) -> None:
 
 
 def _unpack(content: Path, into: Path, *, overlay: bool) -> None:
+    from pymigrate.runtime import tree
+
     # Nothing in it is compressed: it cannot hold more than its own size.
     limits = tree.Limits(max_bytes=content.stat().st_size)
     with content.open("rb", buffering=0) as stream:
@@ -400,6 +454,8 @@ def _let_run(container: Container) -> None:
         if settings.has_cable and settings.address is not None:
             with container.supervision() as supervision:
                 namespace = supervision.netns()
+            from pymigrate.runtime.announcing import Announcer
+
             try:
                 with Announcer(namespace, settings) as announcer:
                     announcer.tell()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from pymigrate.checkpoint.block_table import is_table
 from pymigrate.checkpoint.requests import RestoreOptions, node_mounts
@@ -12,6 +11,7 @@ from pymigrate.checkpoint.tmpfs import MOST, Tmpfs
 from pymigrate.runtime import spec, state, volumes
 from pymigrate.runtime.errors import BadArchive, PymigrateError
 from pymigrate.runtime.host import Host
+from pymigrate.runtime.values import dataclass, replace
 
 FORMAT = 1
 FORMAT_WITH_TMPFS = 2

@@ -11,11 +11,11 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pymigrate.checkpoint import images
 from pymigrate.runtime.errors import BadArchive
+from pymigrate.runtime.values import dataclass
 
 PAGE = images.PAGE
 BLOCK = 512 << 10
@@ -26,8 +26,7 @@ _MAP = re.compile(r"pagemap-(shmem-)?([0-9]+)\.img")
 _MAX_ADDRESS = 1 << 63
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """Pages that follow one another in a file and in memory; all in bytes."""
 
     offset: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,6 +81,8 @@ def _nameless(path: Path) -> tuple[int, str]:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
+        import tempfile  # who reads an archive makes none
+
         return tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     return descriptor, str(path.with_name(f".pymigrate.{os.urandom(6).hex()}"))
 

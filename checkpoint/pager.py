@@ -27,19 +27,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pymigrate.checkpoint import space_log
 from pymigrate.checkpoint.early_pages import EarlyPages, Keeper
-from pymigrate.checkpoint.known_pages import Addresses
 from pymigrate.checkpoint.placing import PIECE, Hole, Places
-from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
+from pymigrate.checkpoint.ready import Content, Ready
 from pymigrate.checkpoint.space import Space
 from pymigrate.checkpoint.space_log import SpaceLog
-from pymigrate.runtime import priority, userfault
+from pymigrate.runtime import priority, syscalls, userfault
 from pymigrate.runtime.errors import ProtocolError, RestoreFailed
 from pymigrate.runtime.userfault import Event
+
+if TYPE_CHECKING:
+    from pymigrate.checkpoint.known_pages import Addresses
+    from pymigrate.checkpoint.ready_pages import ReadyPages
 
 Buffer = bytes | memoryview
 PAGE = 4096
@@ -56,7 +58,7 @@ class _Closed(Exception):
 class Pager:
     """Fills the memory of one restored container.
 
-    `fill`, `zero`, `settle`, `put_aside` and `finish` are for one thread, `answer` for another; of
+    `fill`, `zero` and `answer` are for any thread, `settle`, `put_aside` and `finish` for one; of
     ours, one hears the processes, one puts in place what is ready. ``wanted(inner, address)`` and
     ``attached(count)`` are called in ours.
     """
@@ -78,6 +80,7 @@ class Pager:
         self.held = 0  # pages put in place that lay aside before
         self.faults = 0  # times that a process waited
         self._filled = 0  # pages put in place as they came
+        self._counting = threading.Lock()
         self._directory = directory
         self._keeper = keeper
         self._wanted = wanted
@@ -88,7 +91,8 @@ class Pager:
         self._places = Places(self.check)
         self._failure: BaseException | None = None
         self._count = 0
-        self._ready = ReadyPages(room // PAGE)
+        self._most = room // PAGE
+        self._ready: ReadyPages | None = None
         self._waited: set[tuple[int, int]] = set()  # pages that are not ready yet
         self._windows: set[tuple[int, int]] = set()  # in which pages were waited for
         self._urgent: deque[Ready | Hole] = deque()
@@ -243,12 +247,23 @@ class Pager:
         # Before all memory is registered, a page beside this one could be passed over; and what was
         # put in place with another is not tried again.
         is_first = self._is_attached and window not in self._windows
-        ready = self._ready.find(inner, address, _AROUND if is_first else PAGE)
+        ready = self._find(inner, address, _AROUND if is_first else PAGE)
         if ready and is_first:
             self._windows.add(window)
         if not ready and self._all_is_said:
             ready = [Ready(inner, address, PAGE, Content.ZERO)]
         return ready
+
+    def _find(self, inner: int, address: int, around: int = PAGE) -> list[Ready]:
+        return [] if self._ready is None else self._ready.find(inner, address, around)
+
+    def _readies(self) -> ReadyPages:
+        """Return what lies ready; it needs numpy, which a filler, that has none of it, has not."""
+        if self._ready is None:
+            from pymigrate.checkpoint.ready_pages import ReadyPages
+
+            self._ready = ReadyPages(self._most)
+        return self._ready
 
     def _change(self, space: Space, message: userfault.Message) -> None:
         """Follow a change.
@@ -296,27 +311,27 @@ class Pager:
 
     def fill(self, inner: int, address: int, content: memoryview) -> None:
         """Put pages in place, wherever they belong by now."""
-        source = int(np.frombuffer(content, np.uint8).ctypes.data)
+        source = syscalls.address_of(content)
         self._has_come(inner, address)
         self._places.place(inner, address, len(content), source)
-        self._filled += len(content) // PAGE
+        self._count_filled(len(content))
 
     def fill_all(
         self, inner: int, addresses: Addresses, pages: Addresses, content: memoryview
     ) -> None:
         """Do so for runs of pages of one process, whose content is one behind the other."""
-        source = int(np.frombuffer(content, np.uint8).ctypes.data)
+        source = syscalls.address_of(content)
         for address, length in zip(addresses.tolist(), (pages * PAGE).tolist(), strict=True):
             self._has_come(inner, address)
             self._places.place(inner, address, length, source)
             source += length
-        self._filled += len(content) // PAGE
+        self._count_filled(len(content))
 
     def zero(self, inner: int, address: int, length: int) -> None:
         """Put pages of zeros in place."""
         self._has_come(inner, address)
         self._places.place(inner, address, length, None)
-        self._filled += length // PAGE
+        self._count_filled(length)
 
     def answer(self, inner: int, address: int, length: int, content: memoryview | None) -> None:
         """Put pages in place that were waited for, or zeros, before all else; in any thread.
@@ -324,10 +339,14 @@ class Pager:
         They are not counted, and need not be the only ones to come: where no memory is registered
         yet they are passed over, and what is in place already stays as it is.
         """
-        source = None if content is None else int(np.frombuffer(content, np.uint8).ctypes.data)
+        source = None if content is None else syscalls.address_of(content)
         self._places.place(inner, address, length, source, is_urgent=True)
         for at in range(address, address + length, PAGE):
             self._has_come(inner, at)
+
+    def _count_filled(self, length: int) -> None:
+        with self._counting:
+            self._filled += length // PAGE
 
     def _has_come(self, inner: int, address: int) -> None:
         if (inner, address) in self._waited:
@@ -363,7 +382,7 @@ class Pager:
         if content is Content.ASIDE and not self._early.holds(inner):
             raise ProtocolError(f"pages at {address:#x} were never sent")
         with self._placing:
-            self._ready.add(Ready(inner, address, length, content))
+            self._readies().add(Ready(inner, address, length, content))
             self._catch_up(inner)
 
     def settle_all(
@@ -382,7 +401,7 @@ class Pager:
         if (contents == Content.ASIDE).any() and not self._early.holds(inner):
             raise ProtocolError(f"pages of process {inner} were never sent")
         with self._placing:
-            self._ready.add_all(inner, addresses, pages, contents, soon=soon)
+            self._readies().add_all(inner, addresses, pages, contents, soon=soon)
             self._catch_up(inner)
 
     def all_is_said(self) -> None:
@@ -396,7 +415,7 @@ class Pager:
     def _catch_up(self, inner: int) -> None:
         """Put in place soon what was asked for when it was on its way already."""
         for key in [key for key in self._waited if key[0] == inner]:
-            if ready := self._ready.find(*key):
+            if ready := self._find(*key):
                 self._waited.remove(key)
                 self._urgent.extend(ready)
         self._placing.notify_all()
@@ -411,7 +430,7 @@ class Pager:
                     if self._urgent:
                         urgent = self._urgent.popleft()
                     elif self._is_attached and not self._is_arriving:
-                        run = self._ready.take(PIECE)
+                        run = None if self._ready is None else self._ready.take(PIECE)
                     if urgent is None and run is None:
                         if self._is_ending:
                             return
@@ -440,7 +459,7 @@ class Pager:
             return
         view = buffer[: run.length]
         self._early.read(run.inner, run.address, view)
-        source = int(np.frombuffer(view, np.uint8).ctypes.data)
+        source = syscalls.address_of(view)
         self._places.place(run.inner, run.address, run.length, source, is_urgent=is_urgent)
 
     def finish(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pymigrate.checkpoint.space import Space
 from pymigrate.checkpoint.turns import Turns
@@ -19,8 +19,7 @@ _AROUND = 64 << 10  # bytes, of which all that is one hole is cleared at once
 _BACKOFF = 0.001  # seconds until a change of memory, whose message was read, is over
 
 
-@dataclass(frozen=True, slots=True)
-class Hole:
+class Hole(NamedTuple):
     """An address at which a process waits, and there is nothing of the source."""
 
     space: Space

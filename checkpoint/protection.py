@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from pymigrate.checkpoint.sealing import NAME_BYTES, TAG_BYTES, Keys, Sealer
@@ -20,6 +19,7 @@ from pymigrate.checkpoint.seekable import Writable
 from pymigrate.checkpoint.signing import Signer
 from pymigrate.runtime.compressed import Readable
 from pymigrate.runtime.errors import BadArchive, UsageError
+from pymigrate.runtime.values import dataclass
 
 MAGIC = b"pymigrate sealed checkpoint 1\n"
 BLOCK = 1 << 20

@@ -7,15 +7,14 @@ What was sent was written last, and will be needed first.
 
 from __future__ import annotations
 
-import enum
 import itertools
 import threading
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
 from pymigrate.checkpoint.known_pages import BLOCK, PAGE, Addresses, expanded, split
+from pymigrate.checkpoint.ready import Content, Ready
 from pymigrate.runtime.errors import NoSpace
 
 _SPARE = 1024
@@ -23,24 +22,7 @@ _AT_ONCE = 1 << 18  # pages that are remembered one by one
 _LONG = 48  # pages of a run on average, from which on that takes longer than one run after another
 
 
-class Content(enum.IntEnum):
-    """Where the content of a page is."""
-
-    ASIDE = 1
-    ZERO = 2
-
-
 _CONTENTS = {int(each): each for each in Content}
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Pages of one process that follow one another; both numbers in bytes."""
-
-    inner: int
-    address: int
-    length: int
-    content: Content
 
 
 class ReadyPages:

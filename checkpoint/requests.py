@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pymigrate.checkpoint.tmpfs import Tmpfs
 from pymigrate.runtime.errors import UsageError
 from pymigrate.runtime.mounts import DEVICES
 from pymigrate.runtime.settings import Spec
+from pymigrate.runtime.values import dataclass
 
 NETWORK = "network"
 """The key under which the container's network namespace is external to CRIU: we make it."""

@@ -9,11 +9,9 @@ more to hold them.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pymigrate.checkpoint import criu, diagnosis, tmpfs_contents
@@ -26,11 +24,13 @@ from pymigrate.checkpoint.requests import (
     restore_fields,
 )
 from pymigrate.runtime import labels, namespaces
+from pymigrate.runtime.beside import Beside
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import RestoreFailed
 from pymigrate.runtime.namespaces import host_id
 from pymigrate.runtime.settings import Spec
 from pymigrate.runtime.supervision import Supervision
+from pymigrate.runtime.values import replace
 
 HELD_AT = "pre-resume"
 KEPT_REQUEST = "restore.json"  # with --debug, beside the log: what CRIU was asked for
@@ -148,8 +148,8 @@ def _lend(
 def _converse(
     session: criu.Session, supervision: Supervision, container: Container, work: Path
 ) -> int:
-    with ThreadPoolExecutor(1) as aside:
-        leaving: Future[None] | None = None
+    leaving: Beside[None] | None = None
+    try:
         while True:
             event = session.next()
             if isinstance(event, criu.Finished):
@@ -174,7 +174,10 @@ def _converse(
                 # CRIU sits in the cgroup that its children must inherit; it must not freeze itself.
                 # The first child is there, and has the others. To leave takes 6 to 18 ms, in which
                 # CRIU goes on: it says more meanwhile, and waits for our votes.
-                leaving = aside.submit(container.cgroup.evict, session.pid)
+                leaving = Beside(partial(container.cgroup.evict, session.pid), "evict")
+    finally:
+        if leaving is not None:
+            leaving.wait()
 
 
 def _give(images: Path, spec: Spec) -> None:
@@ -194,6 +197,8 @@ def work_directory(container: Container) -> Path:
 
 def _empty(directory: Path) -> Path:
     if directory.exists():
+        import shutil  # with bz2 and lzma; most have never been restored here
+
         shutil.rmtree(directory)
     directory.mkdir(mode=0o700)
     return directory

@@ -12,13 +12,13 @@ that is never used twice.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pymigrate.runtime import digests
 from pymigrate.runtime.errors import BadArchive, UsageError
+from pymigrate.runtime.values import dataclass
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -96,8 +96,8 @@ class Keys:
         half as fast again as `hmac.digest`.
         """
         key = self.derive(purpose).ljust(_BLOCK, b"\0")
-        inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in key))
-        outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in key))
+        inner = digests.large(bytes(byte ^ 0x36 for byte in key))
+        outer = digests.large(bytes(byte ^ 0x5C for byte in key))
 
         def name(content: bytes | memoryview) -> bytes:
             inside = inner.copy()

@@ -18,13 +18,14 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import zstandard
 
 from pymigrate.runtime.errors import BadArchive, HostError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 FRAME = 4 << 20
 """Bytes of plain data after which a frame ends by itself."""
@@ -61,8 +62,7 @@ class Sink(Protocol):
         """Take a frame that `Frames` has made of so many bytes; others begin behind it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """A part of a file, which is open."""
 
     descriptor: int
@@ -153,6 +153,8 @@ class FrameSink:
 
     def __init__(self, stream: Writable, level: int) -> None:
         """Write to a stream; no more than a few frames are held."""
+        from concurrent.futures import ThreadPoolExecutor  # 6 ms, and a restore only reads
+
         self._stream = stream
         self._frames = Frames(level)
         self._threads = len(os.sched_getaffinity(0))
@@ -299,6 +301,7 @@ class FramedFile:
     def __init__(self, fd: int, sizes: Sequence[tuple[int, int]]) -> None:
         """Take a descriptor, which stays the caller's, and the compressed and plain sizes."""
         self._fd = fd
+        self._own = threading.local()
         self._places = [0, *itertools.accumulate(compressed for compressed, _ in sizes)]
         self._starts = [0, *itertools.accumulate(plain for _, plain in sizes)]
 
@@ -327,7 +330,14 @@ class FramedFile:
         try:
             if zstandard.frame_content_size(compressed) != size:
                 raise BadArchive(f"its frame {number} is not what its table says")
-            plain = zstandard.ZstdDecompressor().decompress(compressed, max_output_size=size)
+            plain = self._decompressor().decompress(compressed, max_output_size=size)
         except zstandard.ZstdError as error:
             raise BadArchive(f"its frame {number} is damaged ({error})") from error
         return plain[offset - self._starts[number] :]
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        """Return this thread's own: to make one takes as long as to read a tenth of a frame."""
+        found: zstandard.ZstdDecompressor | None = getattr(self._own, "decompressor", None)
+        if found is None:
+            found = self._own.decompressor = zstandard.ZstdDecompressor()
+        return found

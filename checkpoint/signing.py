@@ -7,13 +7,13 @@ the public key, which proves nothing alone: whoever restores says whose signatur
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pymigrate.runtime import digests
 from pymigrate.runtime.errors import BadArchive, UsageError
+from pymigrate.runtime.values import dataclass
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -97,7 +97,7 @@ def read_public(path: Path) -> frozenset[bytes]:
 
 def fingerprint(public: bytes) -> str:
     """Name a public key as ssh-keygen -l does."""
-    digest = hashlib.sha256(_prefix() + public).digest()
+    digest = digests.sha256(_prefix() + public).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 

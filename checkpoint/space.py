@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from operator import itemgetter
+
+from pymigrate.runtime.values import dataclass, field
 
 EVERYWHERE = 1 << 64
 
@@ -140,7 +141,7 @@ class Layout:
         bisect.insort(self._there, piece, key=_origin)
 
 
-@dataclass
+@dataclass()
 class Space:
     """The memory of one process: whose memory it is made from, and what was changed in it since."""
 

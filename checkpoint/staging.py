@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +21,14 @@ def staging(host: Host) -> Iterator[Path]:
     """
     with lock.locked(host.cache):  # between its making and its locking nobody must sweep ours
         _sweep(host)
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=host.root))
+        directory = host.root / f"{_PREFIX}{os.urandom(8).hex()}"
+        directory.mkdir(mode=0o700)
         held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         lock.try_lock(held)
     try:
         yield directory
     finally:
-        shutil.rmtree(directory)
+        _remove(directory)
         os.close(held)
 
 
@@ -38,6 +37,12 @@ def _sweep(host: Host) -> None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             if lock.try_lock(descriptor):
-                shutil.rmtree(directory)
+                _remove(directory)
         finally:
             os.close(descriptor)
+
+
+def _remove(directory: Path) -> None:
+    import shutil  # with bz2 and lzma: a restored container answers before it is needed
+
+    shutil.rmtree(directory)

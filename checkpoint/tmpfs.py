@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+
+from pymigrate.runtime.values import asdict, dataclass
 
 MOST = 32
 """So many are carried at most, as one message has descriptors; others are left to CRIU."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pymigrate.migrate import output
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.host import Host
+from pymigrate.runtime.launch import Launch
 
 if TYPE_CHECKING:
     from pymigrate.checkpoint.archive import Archive
@@ -192,6 +193,15 @@ def _ports(texts: list[str] | None) -> tuple[Port, ...] | None:
 
 def restore(arguments: argparse.Namespace) -> int:
     """Bring a container back from a file."""
+    # Its supervisor loads what it needs while we load the rest; whose it is, the file will say.
+    launch = Launch(None, fork=True)
+    try:
+        return _restore(arguments, launch)
+    finally:
+        launch.abandon()  # if it was not used
+
+
+def _restore(arguments: argparse.Namespace, launch: Launch) -> int:
     from pymigrate.checkpoint.load import Wishes, load
 
     wishes = Wishes(
@@ -204,7 +214,8 @@ def restore(arguments: argparse.Namespace) -> int:
         ports=_ports(arguments.publish),
         debug=arguments.debug,
     )
-    loaded = load(Host.open(arguments.root), arguments.file.absolute(), wishes, _trust(arguments))
+    host, file = Host.open(arguments.root), arguments.file.absolute()
+    loaded = load(host, file, wishes, _trust(arguments), launch)
     record = loaded.container.record
     if arguments.json:
         output.emit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pymigrate.checkpoint.pager import Pager
-from pymigrate.checkpoint.ready_pages import Content
+from pymigrate.checkpoint.ready import Content
 from pymigrate.migrate.incoming import Arriving
 from pymigrate.migrate.wanted_receiver import WantedReceiver
 from pymigrate.runtime import priority

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import threading
 from types import TracebackType
 from typing import Self
 
 from pymigrate.runtime import addresses, arp, rtnetlink
 from pymigrate.runtime.errors import HostError
 from pymigrate.runtime.netns import inside
-from pymigrate.runtime.network import Settings, mac_of, packet_socket
+from pymigrate.runtime.network import Settings, close_soon, mac_of, packet_socket
 from pymigrate.runtime.rtnetlink import Links
 
 
@@ -78,8 +77,7 @@ class Announcer:
         packets, self._links, self._packets = self._packets, None, None
         self._undo.close()
         if packets is not None:
-            # It waits for an RCU grace period, 10 ms that nobody need wait.
-            threading.Thread(target=packets.close, name="close", daemon=True).start()
+            close_soon(packets)
 
     def __enter__(self) -> Self:
         """Let go at the end of the block."""

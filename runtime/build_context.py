@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pymigrate.runtime import syscalls, tree
@@ -220,7 +220,7 @@ class Item:
         """Return the SHA-256 of all that matters of it: names, modes and contents, no times."""
         found = hashlib.sha256()
         for member, file in self.context.members(self.path):
-            found.update(encode(replace(member, mtime_ns=0, uid=0, gid=0)))
+            found.update(encode(member._replace(mtime_ns=0, uid=0, gid=0)))
             left = member.data_size
             while left and (piece := os.read(file, min(left, tree.CHUNK))):
                 found.update(piece)

@@ -7,7 +7,7 @@ import posixpath
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pymigrate.runtime import compressed, tree
@@ -35,7 +35,7 @@ class Dress:
     def on(self, member: Member) -> Member:
         """Return the member so dressed."""
         mode = member.mode if self.mode is None or member.kind is Kind.SYMLINK else self.mode
-        return replace(member, uid=self.uid, gid=self.gid, mode=mode)
+        return member._replace(uid=self.uid, gid=self.gid, mode=mode)
 
 
 def resolve(below: Below, path: str) -> str:
@@ -149,7 +149,7 @@ def _copy(item: Item, placer: Placer, below: Below, dress: Dress) -> None:
         if not name and member.kind is not Kind.DIRECTORY:
             raise UsageError(f"{item.path}: cannot be copied over the root; no image was made")
         link = posixpath.join(target, member.target) if member.kind is Kind.HARDLINK else None
-        placed = replace(dress.on(member), name=name, target=link or member.target)
+        placed = dress.on(member)._replace(name=name, target=link or member.target)
         placer.place(placed, _content(placed, file))
 
 
@@ -173,7 +173,7 @@ def _unpack(item: Item, placer: Placer) -> None:
             if member.kind is Kind.HARDLINK:
                 link = posixpath.join(target, link)
             if member.name or member.kind is not Kind.DIRECTORY:
-                placed = replace(member, name=name, target=link)
+                placed = member._replace(name=name, target=link)
                 placer.place(placed, source.content(member))
         source.finish()
 

@@ -12,7 +12,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,7 +208,7 @@ def _members(found: int, name: bytes, *, sparse: bool) -> Iterator[tuple[Member,
         for member, file in walk.members():
             target = prefix + member.target if member.kind is Kind.HARDLINK else member.target
             named = prefix + member.name if member.name else name
-            yield replace(member, name=named, target=target), file
+            yield member._replace(name=named, target=target), file
     finally:
         os.close(opened)
 
@@ -222,12 +222,12 @@ def _adopter(
         if not archive:
             kept = tuple(each for each in member.xattrs if each[0] != _CAPABILITY)
             mode, uid, gid = member.mode & ~_SET_ID, 0, 0
-            member = replace(member, mode=mode, xattrs=kept)
+            member = member._replace(mode=mode, xattrs=kept)
         else:
             uid, gid = _inside(source.uids, member.uid), _inside(source.gids, member.gid)
         if numbers == "host":
             uid, gid = host_id(target.uids, uid), host_id(target.gids, gid)
-        return replace(member, uid=uid, gid=gid)
+        return member._replace(uid=uid, gid=gid)
 
     return adopt
 

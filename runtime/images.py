@@ -15,11 +15,8 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pymigrate.runtime import compressed, image_index, image_record, syscalls, tree
@@ -176,6 +173,8 @@ class Store:
             NotFound: a layer is not here.
 
         """
+        from datetime import UTC, datetime
+
         created = config.created or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         image = image_record.make(reference, layers, replace(config, created=created), size)
         with self.locked():
@@ -379,6 +378,8 @@ class Store:
         """
         with self.locked():
             self._sweep()
+            import tempfile  # of those who only look for layers nobody needs it
+
             path = Path(tempfile.mkdtemp(dir=self._temporary))
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -453,6 +454,8 @@ class Store:
         removed = sorted(set(layers) - kept)
         for digest in removed:
             # By way of tmp/: a crash half-way must not leave half a layer under its name.
+            import tempfile
+
             aside = Path(tempfile.mkdtemp(dir=self._temporary)) / digest
             with contextlib.suppress(FileNotFoundError):
                 (self._layers / digest).rename(aside)
@@ -476,6 +479,8 @@ def _check_root(path: Path, source: object) -> None:
 def _remove_tree(path: Path) -> None:
     """Remove a tree if it is there."""
     with contextlib.suppress(FileNotFoundError):
+        import shutil
+
         shutil.rmtree(path)
 
 

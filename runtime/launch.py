@@ -47,11 +47,11 @@ class Launch:
     It touches nothing before ``ready``; ``abandon`` (or the caller's death) ends it.
     """
 
-    def __init__(self, directory: Path, *, fork: bool = False) -> None:
+    def __init__(self, directory: Path | None, *, fork: bool = False) -> None:
         """Make a process for the container in this directory, which need not exist yet.
 
-        With ``fork`` (see daemon.py) it is one of a caller who has loaded little that a supervisor
-        does not need, for it stays.
+        Where that will be may be told later: `is_for`. With ``fork`` (see daemon.py) it is one of a
+        caller who has loaded little that a supervisor does not need, for it stays.
         """
         self._directory = directory
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -59,14 +59,18 @@ class Launch:
             try:
                 self._pid = daemon.start(
                     _PROGRAM,
-                    [os.fspath(directory)],
+                    [] if directory is None else [os.fspath(directory)],
                     theirs,
-                    title=f"pymigrate: supervisor of {directory}",
+                    title=title(directory),
                     fork=fork,
                 )
             except OSError:
                 self._connection.close()
                 raise
+
+    def is_for(self, directory: Path) -> None:
+        """Say whose it is, of one that was made before that was known."""
+        self._directory = directory
 
     def abandon(self) -> None:
         """Let it end without having done anything; a second time does nothing."""
@@ -80,28 +84,31 @@ class Launch:
             PymigrateError: what the supervisor met; it undid what it had done.
 
         """
+        directory = self._directory
+        if directory is None:
+            raise ValueError("nobody has said whose supervisor it is")
+        order = {"op": "prepare", "plugged": plugged, "directory": os.fspath(directory)}
         try:
             self._connection.settimeout(READY_SECONDS)
-            control.send(self._connection, {"op": "prepare", "plugged": plugged})
+            control.send(self._connection, order)
             answer = control.receive(self._connection)
         except TimeoutError as error:
             self.abandon()
             raise errors.HostError(
-                f"the supervisor of {self._directory.name} was not ready within "
+                f"the supervisor of {directory.name} was not ready within "
                 f"{READY_SECONDS:.0f} s; it was told to give up",
-                hint=f"see {self._directory / LOG_NAME}",
+                hint=f"see {directory / LOG_NAME}",
             ) from error
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         self._reap()
         if answer is not None and "error" not in answer[0]:
-            return Supervision(self._connection, self._directory.name)
+            return Supervision(self._connection, directory.name)
         self._connection.close()
         if answer is not None:
             raise control.error_from_document(answer[0]["error"])
         raise errors.HostError(
-            f"the supervisor of {self._directory.name} ended before it was ready"
-            + _last_words(self._directory)
+            f"the supervisor of {directory.name} ended before it was ready" + _last_words(directory)
         )
 
     def _reap(self) -> None:
@@ -109,6 +116,11 @@ class Launch:
         pid, self._pid = self._pid, None
         if pid is not None:
             os.waitpid(pid, 0)
+
+
+def title(directory: Path | None) -> str:
+    """Return what a supervisor is called in lists of processes."""
+    return f"pymigrate: supervisor of {directory or 'a container to come'}"
 
 
 def open_log(directory: Path) -> None:

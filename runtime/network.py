@@ -15,6 +15,7 @@ import fcntl
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
@@ -34,6 +35,7 @@ __all__ = [
     "address_in_use",
     "attach",
     "choose_address",
+    "close_soon",
     "detach",
     "ensure_bridge",
     "interface_name",
@@ -380,9 +382,12 @@ def address_holders(settings: Settings, timeout: float = ANSWER_SECONDS) -> froz
         own = {here[index].mac for index, each in links.addresses() if each.ip == ip}
         if own or bridge is None or not bridge.up or ip.version != 4:
             return frozenset(own)
-        with packet_socket() as packets:
+        packets = packet_socket()
+        try:
             packets.bind((bridge.name, arp.ETHERTYPE))
             return _ask(packets, bridge.mac, str(ip), timeout)
+        finally:
+            close_soon(packets)
 
 
 def _ask(packets: socket.socket, mac: str, address: str, timeout: float) -> frozenset[str]:
@@ -404,6 +409,11 @@ def packet_socket() -> socket.socket:
     """Make a socket that sends frames as they are, by any interface of its namespace."""
     # Protocol 0: nothing is received before bind() has named the interface and the protocol.
     return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+
+
+def close_soon(packets: socket.socket) -> None:
+    """Close one of these in a thread: it waits for an RCU grace period, 10 ms nobody need wait."""
+    threading.Thread(target=packets.close, name="close", daemon=True).start()
 
 
 @contextlib.contextmanager

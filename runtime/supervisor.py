@@ -1,4 +1,4 @@
-"""The process that looks after one container: ``python -I -m pymigrate.runtime.supervisor DIR``.
+"""The process that looks after one container: ``python -I -m pymigrate.runtime.supervisor [DIR]``.
 
 It prepares the surroundings, starts the container's init as its own child (or adopts the one that
 CRIU restored as its child), keeps its output, answers the control socket, sees its end, cleans up
@@ -433,16 +433,18 @@ class Supervisor:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Be the supervisor of the container in the directory that the argument names."""
+    """Be the supervisor of the container in the directory that the argument or the order names."""
     daemon.detach()
     syscalls.set_name(launch.PROCESS_NAME)
-    directory = Path(arguments[0])
     keeper = socket.socket(fileno=daemon.CONNECTION_FD)
     keeper.set_inheritable(False)
     _load_while_idle(keeper)
     order = control.receive(keeper)
     if order is None:
         return 0  # it was not needed
+    directory = Path(arguments[0] if arguments else str(order[0]["directory"]))
+    if not arguments:
+        syscalls.set_command_line(launch.title(directory))
     launch.open_log(directory)
     try:
         supervisor = Supervisor(directory, keeper)

@@ -421,6 +421,18 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(encoded, len(encoded)), "sethostname", name)
 
 
+def address_of(content: bytes | bytearray | memoryview) -> int:
+    """Return where the bytes of an object lie, for a system call that takes an address.
+
+    They stay there as long as the caller holds the object. C API: "Buffer Protocol".
+    """
+    view = (ctypes.c_void_p * 16)()  # a Py_buffer and some more; the address is its first field
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(content), view, 0)
+    address = view[0] or 0
+    ctypes.pythonapi.PyBuffer_Release(view)
+    return address
+
+
 def set_command_line(text: str) -> None:
     """Have proc(5) show this as the calling process's arguments, cut to the length they had.
 

@@ -8,11 +8,10 @@ the stream names the tree. `read` takes its input for hostile. Both work on anyt
 from __future__ import annotations
 
 import errno
-import hashlib
+import hashlib  # at once: some run in a root that has no Python
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from pymigrate.runtime.tree_format import END, Member, encode, padding, shown
 from pymigrate.runtime.tree_place import Placer
 from pymigrate.runtime.tree_source import Source
 from pymigrate.runtime.tree_walk import Walk
+from pymigrate.runtime.values import dataclass
 
 CHUNK = 1 << 20
 

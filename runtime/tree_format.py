@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pymigrate.runtime.errors import BadArchive
 
@@ -50,8 +50,7 @@ class Kind(enum.Enum):
     SOCKET = b"S"  # never on the wire: see the module's docstring
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One name of a tree. ``size`` is what stat(2) says, holes included; ``mode`` has 12 bits.
 
     ``extents`` is None for a file without a map, else its (offset, length) pieces of data.
@@ -193,8 +192,7 @@ def _sparse_map(extents: Sequence[tuple[int, int]]) -> bytes:
 # Decoding
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """One header block as it stands: a member's, or one that announces what the next one lacks."""
 
     name: bytes

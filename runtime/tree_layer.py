@@ -17,7 +17,7 @@ import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pymigrate.runtime import tree
@@ -190,7 +190,7 @@ def _packed(members: Iterator[tuple[Member, int]]) -> Iterator[tuple[Member, int
             yield _mark(posixpath.join(parent, _PREFIX + base)), -1
             continue
         kept = tuple(each for each in member.xattrs if each[0] != OPAQUE)
-        yield replace(member, xattrs=kept), file
+        yield member._replace(xattrs=kept), file
         if kept != member.xattrs:
             yield _mark(posixpath.join(member.name, _OPAQUE_NAME)), -1
 
@@ -201,7 +201,7 @@ def _mark(name: bytes) -> Member:
 
 def _unmarked(member: Member) -> Member:
     """Drop an overlay's own marks, which no image may bring: they come from names only."""
-    return replace(member, xattrs=tuple(each for each in member.xattrs if each[0] != OPAQUE))
+    return member._replace(xattrs=tuple(each for each in member.xattrs if each[0] != OPAQUE))
 
 
 class _Marks:

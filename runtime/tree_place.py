@@ -14,7 +14,6 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pymigrate.runtime.errors import BadArchive, UsageError
@@ -158,7 +157,7 @@ class Placer:
         self._directory(name, name)
         member = self._directories.get(name) or self._unmentioned(name)
         marked = (*(each for each in member.xattrs if each[0] != OPAQUE), (OPAQUE, b"y"))
-        self._directories[name] = replace(member, xattrs=tuple(sorted(marked)))
+        self._directories[name] = member._replace(xattrs=tuple(sorted(marked)))
 
     def finish(self) -> None:
         """Give the directories their owners, modes, attributes and times, the deepest first."""

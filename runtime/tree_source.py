@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import hashlib  # at once: some run in a root that has no Python
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pymigrate.runtime.errors import BadArchive
@@ -165,7 +164,7 @@ class Source:
         self._content_left = stored - read
         extents = tuple(zip(numbers[1::2], numbers[2::2], strict=False))[: numbers[0]]
         check_extents(member, extents, self._content_left)
-        return replace(member, extents=extents)
+        return member._replace(extents=extents)
 
     def _take(self, size: int) -> bytes:
         """Return exactly ``size`` bytes."""

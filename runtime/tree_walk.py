@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from pymigrate.runtime.errors import HostError
 from pymigrate.runtime.tree_format import (
@@ -17,6 +16,7 @@ from pymigrate.runtime.tree_format import (
     Member,
     shown,
 )
+from pymigrate.runtime.values import dataclass, field
 
 # Other security attributes belong to the host: labels of its SELinux policy, keys of its IMA.
 _CAPABILITY = b"security.capability"
@@ -71,7 +71,7 @@ def attributes(
     )
 
 
-@dataclass
+@dataclass()
 class _Level:
     """A directory being walked; the descriptor belongs to the walk."""
 
@@ -80,7 +80,7 @@ class _Level:
     names: Iterator[bytes]
 
 
-@dataclass
+@dataclass()
 class Walk:
     """A walk over the tree in the open directory ``root``, which stays the caller's.
 

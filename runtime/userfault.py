@@ -16,7 +16,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pymigrate.runtime import syscalls
 
@@ -50,8 +50,7 @@ class Event(enum.IntEnum):
     UNMAP = 0x16
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message; what ``a``, ``b`` and ``c`` are depends on the event.
 
     PAGEFAULT: b the address. FORK: a the child's descriptor, which is the reader's to close.

@@ -39,7 +39,8 @@ def field(*, default_factory: Callable[[], T], compare: bool = True) -> T:
 def dataclass(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
     """Decorate a class without bases as ``dataclasses.dataclass`` does.
 
-    Those of a frozen class cannot be set, and it has a hash. What the class has itself is kept.
+    Those of a frozen class cannot be set, and it has a hash. What the class has itself is kept, and
+    its ``__post_init__`` called.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -55,6 +56,7 @@ def dataclass(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
             "_value_compared": tuple(
                 name for name in names if name not in made or made[name].compared
             ),
+            "_value_check": own.get("__post_init__"),
             "__match_args__": names,
             "__dataclass_fields__": _Fields(),
             **_METHODS,
@@ -129,6 +131,8 @@ def _init(self: Any, *values: object, **named: object) -> None:
             raise TypeError(f"{cls.__name__} was not given {name}")
     if named:
         raise TypeError(f"{cls.__name__} has no {', '.join(named)}, or was given it twice")
+    if cls._value_check is not None:
+        cls._value_check(self)
 
 
 def _members(self: Any) -> tuple[object, ...]:

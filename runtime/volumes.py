@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 
 from pymigrate.runtime import errors, lock
@@ -113,12 +112,16 @@ def remove(host: Host, name: str) -> None:
             )
         going = directory.with_name(f"{_GOING}{name}.{os.getpid()}")
         directory.rename(going)
+    import shutil  # with bz2 and lzma, for who removes some
+
     shutil.rmtree(going)
 
 
 def prune(host: Host) -> list[str]:
     """Remove the volumes that no container has; return their names."""
     for left in host.volumes.glob(f"{_GOING}*"):  # by a removal that was killed
+        import shutil
+
         shutil.rmtree(left)
     unused = [name for name in names(host) if name not in users(host)]
     for name in unused:

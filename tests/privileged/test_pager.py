@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from pymigrate.checkpoint.pager import PAGE, SOCKET, Pager
-from pymigrate.checkpoint.ready_pages import Content
+from pymigrate.checkpoint.ready import Content
 from pymigrate.checkpoint.space_log import SpaceLog
 from tests.unit.test_filling import Keeper
 

@@ -16,7 +16,7 @@ from pymigrate.checkpoint.memory_map import BLOCK, PAGE, Extent, PageFile, clipp
 from pymigrate.checkpoint.pager import SOCKET, Pager
 from pymigrate.checkpoint.space import Space
 from pymigrate.runtime import userfault
-from pymigrate.runtime.errors import NoSpace, RestoreFailed
+from pymigrate.runtime.errors import BadArchive, NoSpace, RestoreFailed
 from pymigrate.runtime.userfault import Changing, Gone
 
 INNER = 7
@@ -251,3 +251,57 @@ def test_nothing_is_fetched_ahead_while_somebody_waits(
     one, whole = [(first, PAGE)], [(BLOCK, BLOCK)]
     rest = [(second, PAGE), (2 * BLOCK, BLOCK), (0, BLOCK)]
     assert played.placed == [*one, *whole, *one, *rest]
+
+
+class Broken(Played):
+    """Its last block is not what it has to be."""
+
+    def block(self, file: PageFile, number: int) -> bytes:
+        if number == file.blocks - 1:
+            raise BadArchive("block 2 was altered")
+        return super().block(file, number)
+
+
+def test_a_block_that_is_altered_ends_it_and_is_never_placed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "CALM", 0.0)
+    made = filling.Filling(tmp_path, Keeper(), lambda: None)
+    made.close()
+    broken = Broken()
+    made._pager = broken  # type: ignore[assignment]
+    made._hear_attached(1)
+    with pytest.raises(BadArchive, match="block 2 was altered"):
+        made.run(broken)  # where the rest is brought, in another thread
+    assert {address for address, _ in broken.placed} <= {0, BLOCK}
+    assert not [each for each in threading.enumerate() if each.name == "bring"]
+
+
+def test_what_is_waited_for_and_altered_ends_it_too_and_those_who_bring_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "CALM", 10_000.0)  # nothing else is brought
+    made = filling.Filling(tmp_path, Keeper(), lambda: None)
+    made.close()
+    broken = Broken()
+    made._pager = broken  # type: ignore[assignment]
+    made._hear_attached(1)
+    made._heard.put((INNER, 2 * BLOCK + PAGE))
+    with pytest.raises(BadArchive, match="block 2 was altered"):
+        made.run(broken)
+    assert broken.placed == []
+    assert not [each for each in threading.enumerate() if each.name == "bring"]
+
+
+def test_each_block_is_brought_once_however_many_bring_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "CALM", 0.0)
+    monkeypatch.setattr(filling, "THREADS", 3)
+    made = filling.Filling(tmp_path, Keeper(), lambda: None)
+    made.close()
+    played = Played()
+    made._pager = played  # type: ignore[assignment]
+    made._hear_attached(1)
+    made.run(played)
+    assert sorted(played.placed) == [(number * BLOCK, BLOCK) for number in range(3)]

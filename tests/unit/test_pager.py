@@ -22,7 +22,8 @@ import pytest
 
 from pymigrate.checkpoint.known_pages import BLOCK
 from pymigrate.checkpoint.pager import PAGE, SOCKET, Pager
-from pymigrate.checkpoint.ready_pages import Content, Ready, ReadyPages
+from pymigrate.checkpoint.ready import Content, Ready
+from pymigrate.checkpoint.ready_pages import ReadyPages
 from pymigrate.runtime import userfault
 from pymigrate.runtime.errors import NoSpace, ProtocolError, RestoreFailed
 from pymigrate.runtime.userfault import Event, Message

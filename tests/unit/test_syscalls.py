@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -56,3 +57,13 @@ def test_own_memory_is_read_piece_by_piece() -> None:
 
     assert 5 == count
     assert b"abhij" == into
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray])
+def test_where_bytes_lie_is_where_they_are_read(make: type[bytes] | type[bytearray]) -> None:
+    content = make(b"0123456789" * 500)
+    part = memoryview(content)[4096:]
+    whole, address = syscalls.address_of(content), syscalls.address_of(part)
+    assert address == whole + 4096
+    found = ctypes.string_at(address, len(part))
+    assert found == part

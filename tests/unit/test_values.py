@@ -144,3 +144,19 @@ def test_what_a_start_imports_compiles_no_classes(module: str) -> None:
     said = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, check=True)
 
     assert said.stdout == b"False\n"
+
+
+@values.dataclass(frozen=True)
+class _Checked:
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise ValueError("negative")
+
+
+def test_checks_itself_when_it_is_made_and_when_it_is_replaced() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        _Checked(-1)
+    with pytest.raises(ValueError, match="negative"):
+        values.replace(_Checked(1), number=-1)
