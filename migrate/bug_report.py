@@ -30,7 +30,10 @@ PACKAGES = ("cryptography", "paramiko", "protobuf", "pycriu", "zstandard")
 JOURNALS = 20  # the newest
 LOG_BYTES = 256 << 10
 _PLAIN = (str, int, float, bool, type(None))
-_FACTS = ("role", "name", "mode", "tcp", "lazy", "data", "phase", "seconds", "bytes", "abandoned")
+_FACTS = (
+    *("role", "name", "mode", "tcp", "lazy", "data", "streams"),
+    *("phase", "seconds", "bytes", "abandoned"),
+)
 _REPORT = ("result", "mode", "seconds", "blackout_seconds", "wire_bytes", "counts", "phases")
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pymigrate.migrate import group, outgoing, output, watching
-from pymigrate.migrate.amounts import bandwidth
+from pymigrate.migrate.amounts import bandwidth, stream_number
 from pymigrate.migrate.budget import MAX_DOWNTIME, MAX_ROUNDS, Budget, NoConverge, duration
 from pymigrate.migrate.journal import read
 from pymigrate.migrate.modes import Mode
@@ -21,6 +21,7 @@ from pymigrate.migrate.report_page import page
 from pymigrate.runtime import priority, syscalls
 from pymigrate.runtime.errors import NotFound, PymigrateError, UsageError
 from pymigrate.runtime.host import Host
+from pymigrate.transport import stream_count
 from pymigrate.transport.limit import RateLimit
 
 AGENT_NAME = "pymigrate-agent"  # of its process
@@ -140,6 +141,12 @@ def add_options(migrate: argparse.ArgumentParser) -> None:
         help="send no more than so many bits a second, such as 100mbit, by all connections "
         "together (default: as fast as it goes)",
     )
+    migrate.add_argument(
+        "--streams",
+        metavar="N",
+        help="send memory by so many TLS connections in turn, 1 to 8, so that encryption uses "
+        "several processors (default: half of those of the host that has fewer, and 4 at most)",
+    )
     output.add_skip(migrate)
     migrate.add_argument("--identity", metavar="FILE", help="the private key to log in with")
     migrate.add_argument("--known-hosts", metavar="FILE", help="the host keys to believe")
@@ -182,6 +189,7 @@ def migrate_verb(arguments: argparse.Namespace) -> int:
         )
     budget = _budget(arguments)
     limit = None if arguments.bandwidth is None else RateLimit(bandwidth(arguments.bandwidth) / 8)
+    wanted_streams(arguments)
     host = Host.open(arguments.root)
     names = arguments.name.split(",")
     if len(set(names)) < len(names):
@@ -241,6 +249,7 @@ def _prepare(
         budget=budget,
         debug=arguments.debug,
         limit=limit,
+        streams=wanted_streams(arguments),
     )
     skip = output.skipped(arguments)
     peer = undo.enter_context(attempt.peer())
@@ -255,7 +264,27 @@ def _prepare(
             "kept to",
             arguments,
         )
+    if attempt.streams is not None and not planned.lazy:
+        output.progress(
+            f"{container.name}: in mode {planned.mode.value} memory goes with the files: --streams "
+            "is not kept to",
+            arguments,
+        )
     return outgoing.Prepared(attempt, planned, peer, container, report)
+
+
+def wanted_streams(arguments: argparse.Namespace) -> int | None:
+    """Read by how many connections memory is to go; UsageError where that is impossible."""
+    if arguments.streams is None:
+        return None
+    found = stream_number(arguments.streams)
+    if arguments.data == "ssh" and found > 1:
+        raise UsageError(
+            f"--streams {found} is about TLS connections, and --data ssh makes none; "
+            "nothing was touched",
+            hint="leave one of the two out",
+        )
+    return found
 
 
 def _budget(arguments: argparse.Namespace) -> Budget:
@@ -447,13 +476,14 @@ def agent_verb(arguments: argparse.Namespace) -> int:
     syscalls.set_name(AGENT_NAME)
     channel = stdio_channel(peer="the source" if arguments.repository is None else "the client")
     agent: Agent | RepositoryAgent
+    streams_here = stream_count.usual(priority.processors())
     if arguments.repository is None:
         priority.step_aside(os.sched_getaffinity(0))  # until somebody waits for us
         agent = Agent(Host.open(arguments.root))
     else:  # no container is touched, so this needs not be root
         agent = RepositoryAgent(Directory(arguments.repository.absolute()))
     try:
-        Server(channel, agent.handlers()).serve()
+        Server(channel, agent.handlers(), streams=streams_here).serve()
     finally:
         agent.close()
     return 0

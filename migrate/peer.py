@@ -14,8 +14,10 @@ from pymigrate.migrate.connecting import (
     Connecting,
     connected,
 )
+from pymigrate.runtime import priority
 from pymigrate.runtime.errors import PeerError, PymigrateError, Unreachable
 from pymigrate.transport import messages as m
+from pymigrate.transport import stream_count
 from pymigrate.transport.channel import Timeout
 from pymigrate.transport.rpc import Client, Source
 
@@ -47,6 +49,8 @@ class Peer:
         self._expected_lane: LaneProcess | None = None
         self._serves: frozenset[str] = frozenset()
         self._sent_before = 0
+        self.streams = 1
+        """By how many connections memory went the last time."""
 
     @property
     def bytes_sent(self) -> int:
@@ -88,12 +92,14 @@ class Peer:
         scratch: Path,
         ahead: bool = False,
         after: MemorySender | None = None,
+        streams: int | None = None,
     ) -> MemorySender:
         """Open a connection of its own for the container's memory, and begin to speak on it.
 
         It is closed by `close_memory`, and with this one; ``after`` is one that was cut. For
         ``ahead`` and ``scratch`` see `MemorySender`. What is waited for has a second connection
-        where it can: over SSH there is none, and a limit is for one process.
+        where it can: over SSH there is none, and a limit is for one process. By TLS so many
+        ``streams`` are taken in turn, by default what suits both hosts; see `self.streams` then.
         """
         expected, self._expected_for_memory = self._expected_for_memory, None
         lane, self._expected_lane = self._expected_lane, None
@@ -109,13 +115,26 @@ class Peer:
             client = line.client
             from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
 
-            if tls and (why_not := client.open_data(self._id, lane=client.limit is None)):
+            usual = stream_count.usual(priority.processors())
+            if tls and (
+                why_not := client.open_data(
+                    self._id,
+                    lane=client.limit is None,
+                    streams=usual if streams is None else streams,
+                    insists=streams is not None,
+                )
+            ):
                 raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
             way = client.lane
             if lane is not None and (not tls or way is None or not lane.connect(way)):
                 lane.close()
                 lane = None
             with_lane = lane is not None
+            if tls and (
+                with_lane or way is None
+            ):  # a target that waits for the lane takes it first
+                client.widen()
+            self.streams = client.streams
             request = m.Pages(migration_id=self._id, lane=with_lane, hears_placed=with_lane)
             speaker = client.converse(request)
             memory = MemorySender(
@@ -127,6 +146,7 @@ class Peer:
                 after=after,
                 lane=lane,
                 scratch=scratch,
+                streams=client.streams,
             )
             undo.callback(memory.close)
             self._memory_undo = undo.pop_all()
