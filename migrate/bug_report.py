@@ -34,7 +34,10 @@ _FACTS = (
     *("role", "name", "mode", "tcp", "lazy", "data", "streams"),
     *("phase", "seconds", "bytes", "abandoned"),
 )
-_REPORT = ("result", "mode", "seconds", "blackout_seconds", "wire_bytes", "counts", "phases")
+_REPORT = (
+    *("result", "mode", "data", "streams", "seconds", "blackout_seconds"),
+    *("bytes_sent", "bytes", "phases"),
+)
 
 
 def collect(host: Host, container: Container | None) -> dict[str, object]:

@@ -6,8 +6,11 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pymigrate.runtime.errors import (
     Corrupted,
@@ -20,7 +23,7 @@ from pymigrate.transport import compression, loopback, rotation, stream_count
 from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import _END, Listener, Speaker
 from pymigrate.transport.frames import Frame, Kind
-from pymigrate.transport.link import READ_AHEAD, Link
+from pymigrate.transport.link import INTERVAL, READ_AHEAD, SILENCE, Link
 from pymigrate.transport.loopback import LoopbackChannel
 from pymigrate.transport.rotation import Rotation
 from tests.fakes import tls_pair
@@ -71,10 +74,15 @@ class TestHowMany:
 class Ends:
     """Both ends of some links, which are closed in the end; no thread of theirs is left."""
 
-    def __init__(self, pairs: Sequence[tuple[LoopbackChannel, LoopbackChannel]], **times: float):
+    def __init__(
+        self,
+        pairs: Sequence[tuple[LoopbackChannel, LoopbackChannel]],
+        interval: float = INTERVAL,
+        silence: float = SILENCE,
+    ) -> None:
         self.before = set(threading.enumerate())
-        self.near = [Link(left, **times) for left, _ in pairs]
-        self.far = [Link(right, **times) for _, right in pairs]
+        self.near = [Link(left, interval=interval, silence=silence) for left, _ in pairs]
+        self.far = [Link(right, interval=interval, silence=silence) for _, right in pairs]
         self.rotation = Rotation(self.near)
         self.speaker = Speaker(self.near[0], rotation=self.rotation)
 
@@ -221,7 +229,11 @@ class TestMemory:
             first, second = threading.Event(), threading.Event()
 
             def gone(number: int, event: threading.Event) -> Callable[[], None]:
-                return lambda: (back.append(number), event.set())[1]
+                def note() -> None:
+                    back.append(number)
+                    event.set()
+
+                return note
 
             ends.speaker.say(b"0", done=gone(0, first))
             ends.speaker.say(b"1", done=gone(1, second))
@@ -415,6 +427,25 @@ def outcome(act: Callable[[], object]) -> tuple[threading.Thread, list[BaseExcep
     return thread, ended
 
 
+class Change(Enum):
+    """What a source may do otherwise than it should."""
+
+    LEAVE_OUT = "leave out"
+    NUMBER = "number"
+    END = "end"
+    ADD = "add"
+
+    def make(self, frames: list[tuple[Kind, int]], at: int, value: int) -> None:
+        if self is Change.ADD:
+            frames.insert(at, (Kind.DATA, value))
+        elif at < len(frames):
+            kind, number = frames.pop(at)
+            if self is Change.NUMBER:
+                frames.insert(at, (kind, value))
+            elif self is Change.END:
+                frames.insert(at, (Kind.END, number))
+
+
 class TestHostile:
     """A source or target that does not keep to the rotation."""
 
@@ -450,6 +481,47 @@ class TestHostile:
         with pytest.raises(error, match=says):
             hear_all(listener)
         assert not listener.ended
+
+    @given(
+        count=st.integers(2, 4),
+        pieces=st.integers(0, 8),
+        changes=st.lists(
+            st.tuples(st.integers(0, 8), st.sampled_from([*Change]), st.integers(0, 9)), max_size=2
+        ),
+    )
+    def test_whatever_is_sent_only_an_unbroken_sequence_is_heard(
+        self, count: int, pieces: int, changes: list[tuple[int, Change, int]]
+    ) -> None:
+        """Against a reader that knows no threads: all is there, and then the links end."""
+        links: list[list[tuple[Kind, int]]] = [[] for _ in range(count)]
+        for turn in range(pieces):
+            links[turn % count].append((Kind.DATA, turn))
+        links[pieces % count].append((Kind.END, pieces))
+        for at, change, value in changes:
+            change.make(links[at % count], at // count, value)
+        pieces = 0
+        for turn in range(100):
+            mine = links[turn % len(links)][turn // len(links) :][:1]
+            ends = "cut" if not mine else "damaged"
+            if mine != [(Kind.DATA, turn)]:
+                ends = "whole" if mine == [(Kind.END, turn)] else ends
+                break
+            pieces += 1
+
+        with contextlib.closing(Ends(made(len(links)))) as given_ends:
+            for link, frames in zip(given_ends.near, links, strict=True):
+                for kind, number in frames:
+                    link.send(frame(kind, number))
+            listener = given_ends.listener()
+            heard = [listener.hear() for _ in range(pieces)]
+            listening, listens = outcome(listener.hear)
+            if ends == "cut":
+                given_ends.near[-1].close()
+            listening.join(WAIT)
+        assert [b"x"] * pieces == heard
+        kinds: dict[str, type] = {"cut": Unreachable, "damaged": Corrupted, "whole": type(None)}
+        assert isinstance(listens[0], kinds[ends])
+        assert (ends == "whole") == listener.ended
 
     def test_an_end_by_a_link_whose_turn_it_is_not_is_no_end(self, far: Ends) -> None:
         """What is missing may still come, so it is waited for; then it is an end too early."""
