@@ -115,11 +115,12 @@ class Peer:
             client = line.client
             from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
 
-            usual = stream_count.usual(priority.processors())
+            limited = client.limit is not None
+            usual = stream_count.usual(priority.processors(), limited=limited)
             if tls and (
                 why_not := client.open_data(
                     self._id,
-                    lane=client.limit is None,
+                    lane=not limited,
                     streams=usual if streams is None else streams,
                     insists=streams is not None,
                 )

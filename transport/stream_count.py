@@ -10,9 +10,13 @@ MOST = 8  # whatever is asked for
 USUAL = 4  # at most, where nobody asked for a number
 
 
-def usual(processors: int) -> int:
-    """Return how many to use by default: half of the processors are for the rest of the work."""
-    return max(1, min(USUAL, processors // 2))
+def usual(processors: int, *, limited: bool = False) -> int:
+    """Return how many to use by default: half of the processors are for the rest of the work.
+
+    What is ``limited`` to a rate waits for that and not for encryption; and it has no lane, so a
+    page that is waited for would share the rate with what the other connections are sending.
+    """
+    return 1 if limited else max(1, min(USUAL, processors // 2))
 
 
 def granted(asked: int, *, insists: bool, here: int) -> int:

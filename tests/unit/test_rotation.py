@@ -44,6 +44,7 @@ class TestHowMany:
         self, processors: int, streams: int
     ) -> None:
         assert streams == stream_count.usual(processors)
+        assert 1 == stream_count.usual(processors, limited=True)
 
     @pytest.mark.parametrize(
         ("asked", "insists", "here", "streams"),

@@ -10,6 +10,7 @@ import pytest
 
 from pymigrate.migrate.wanted_sender import PROCESS_NAME as LANE_NAME
 from tests.lab import Host, Lab
+from tests.lab.registry import wait_for
 from tests.privileged.migration.conftest import IMPATIENT, Counter
 from tests.privileged.migration.test_lane import ONE, SECOND, SYN, dropped, firewall
 from tests.privileged.migration.test_modes import NOISE, intact, lanes, memory
@@ -103,8 +104,8 @@ def test_one_that_is_cut_in_a_round_costs_only_what_had_not_arrived(
     words = ("--json", "migrate", "noise", "root@beta", "--mode", mode, "--streams", "3")
     with alpha.popen(["pymigrate", *words, "--bandwidth", "32mbit"]) as move:
         assert move.stderr is not None
-        seen = {"pages_sent": 0}
-        while seen.get("pages_sent", 0) < 9 * 256:  # so that some pieces were taken
+        seen = {"bytes_sent": 0}
+        while seen.get("bytes_sent", 0) < 10e6:  # so that some pieces were taken
             seen = json.loads(move.stderr.readline())
         made = streams(alpha)
         assert 3 == len(made)
@@ -180,13 +181,12 @@ def test_one_whose_packets_vanish_is_missed_while_the_others_are_busy(
     command = [sys.executable, IMPATIENT, *words, "--bandwidth", "32mbit"]
     with alpha.popen(command) as move:
         assert move.stderr is not None
-        seen = {"pages_sent": 0}
-        while seen.get("pages_sent", 0) < 6 * 256:
+        seen = {"bytes_sent": 0}
+        while seen.get("bytes_sent", 0) < 4e6:
             seen = json.loads(move.stderr.readline())
         port = streams(alpha)[1][0]
         with firewall(beta, ONE.format(port=port)):
-            while "going on where it was cut" not in str(seen):
-                seen = json.loads(move.stderr.readline())
+            assert wait_for(lambda: port not in dict(streams(alpha)), 30.0)
             assert dropped(beta) > 0
         said, text = move.communicate(timeout=120)
 
@@ -205,10 +205,11 @@ def test_where_no_further_one_can_be_made_memory_goes_by_the_first_and_the_lane_
     alpha, beta = lab["alpha"], lab["beta"]
     with firewall(beta, rules):
         words = ("memory", "root@beta", "--mode", "hybrid", "--streams", "3")
-        moved = alpha.pymigrate("--json", "migrate", *words)
+        moved = alpha.pymigrate("migrate", *words, "--report", "/tmp/move.json")
         assert dropped(beta) > 0
 
-    assert ("tls", 1) == (json.loads(moved.stdout)["data"], json.loads(moved.stdout)["streams"])
+    report = json.loads(alpha.sh("cat /tmp/move.json; rm /tmp/move.json"))
+    assert ("tls", 1) == (report["data"], report["streams"])
     assert "memory goes by 1 of 3 connections" in moved.stderr
     assert moved.stderr.index("1 of 3 connections") < moved.stderr.index("frozen")
     assert has_lane == ("no connection of their own" not in moved.stderr)
