@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 BUFFERS = 4
-FURTHER = 2  # for each stream but the first: one that is being sent, and one behind it
+FURTHER = 1  # for each stream but the first: what it is sending
 SPARE = 1  # kept for what somebody waits for
 
 

@@ -20,7 +20,7 @@ from collections import deque
 DELAY = 0.016  # seconds of sending that may lie before a wanted page
 LEAST = 1 << 20  # bytes on their way, so that a link with some delay is kept busy
 MOST = 8 << 20
-EACH = 4 << 20  # bytes for each stream, if that is more: two batches, one decrypted and one sent
+EACH = 3 << 20  # bytes for each stream, if that is more: a batch that is sent, half of the next
 BATCH = 1 << 20  # bytes in one; twice as many where nobody waits, or not for long
 LEVEL = 1  # zstd's; on memory, 3 gives 2 % less for 1.6 times the CPU, 9 gives 4 % for 8 times
 SAMPLES = 64  # batches, of which the last are looked at
