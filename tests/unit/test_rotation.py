@@ -271,6 +271,22 @@ class TestMemory:
             ends.speaker.end()
         assert 8 == len(heard)
 
+    def test_the_end_is_said_when_all_links_have_sent_what_they_have(self) -> None:
+        may_send = threading.Event()
+        pairs = made(2)
+        pairs[1][0].__class__ = Held
+        vars(pairs[1][0])["may_send"] = may_send
+        with contextlib.closing(Ends(pairs)) as ends, listening(ends) as heard:
+            for number in range(2):
+                ends.speaker.say(bytes([number]))  # so the END goes by the link that sends
+            ending, ends_by = outcome(ends.speaker.end)
+            ending.join(0.1)
+            assert ending.is_alive()
+            may_send.set()
+            ending.join(WAIT)
+            assert [None] == ends_by
+        assert 2 == len(heard)
+
     def test_by_one_link_there_is_no_other_thread(self) -> None:
         near, far = loopback.pair()
         with Link(near) as link, Link(far) as other:
@@ -360,13 +376,18 @@ class TestCut:
     ) -> None:
         class Deaf(LoopbackChannel):
             def receive(self, *, timeout: float | None = None) -> Frame:
-                closed.wait(WAIT)
+                closed.wait()
                 return super().receive(timeout=timeout)
 
         closed = threading.Event()
         pairs = made(3)
         pairs[blocked][1].__class__ = Deaf
-        with contextlib.closing(Ends(pairs)) as ends:
+        # Without a PING, by which a reader would notice in the end that it is given up.
+        with (
+            contextlib.closing(Ends(pairs, interval=60)) as ends,
+            contextlib.ExitStack() as undo,
+        ):
+            undo.callback(closed.set)
 
             def speak() -> None:
                 while True:
@@ -379,7 +400,6 @@ class TestCut:
             speaking.join(WAIT)
             assert not speaking.is_alive()
             assert isinstance(speaks[0], Unreachable)
-            closed.set()
 
     def test_a_reason_that_was_given_by_any_link_is_what_everybody_gets(self) -> None:
         for at in range(3):
