@@ -6,7 +6,6 @@ ptrace alone; should it be killed then, they would run on. So the cgroup is froz
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from pymigrate.runtime.errors import DumpFailed, WrongState
 from pymigrate.runtime.namespaces import host_id
 from pymigrate.runtime.settings import Spec
 from pymigrate.runtime.state import Record
+from pymigrate.runtime.version import VERSION
 
 HELD_AT = "post-dump"
 ANSWER_SECONDS = 60.0
@@ -180,7 +180,6 @@ def prepare(
     DumpFailed says already now what could never be restored.
     """
     _refuse_what_cannot_come_back(container)
-    _software()
     init = container.state().init
     inode = None
     if inside and init is not None and own_namespaces.can_be_inside(container):
@@ -413,7 +412,7 @@ def describe(container: Container, pid: int, options: DumpOptions) -> Manifest:
     system = os.uname()
     return Manifest(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        software=_software(),
+        software=f"pymigrate {VERSION}",
         criu=criu.find().version,
         kernel=system.release,
         machine=system.machine,
@@ -427,13 +426,6 @@ def describe(container: Container, pid: int, options: DumpOptions) -> Manifest:
         lazy=options.lazy,
         inside=options.inside,
     )
-
-
-@functools.cache
-def _software() -> str:
-    from importlib.metadata import version  # 20 ms: asked for before the freeze
-
-    return f"pymigrate {version('pymigrate')}"
 
 
 def _link(pid: int, number: int) -> str:

@@ -6,6 +6,7 @@ the source may decide, and what was restored waits for it, frozen and unplugged.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -65,7 +66,11 @@ class Agent:
                 if incoming.journal.history.begun < Phase.RESTORED:
                     incoming.release()
 
-    def _hello(self, _: m.Hello, __: Reader) -> m.HelloReply:
+    def _hello(self, request: m.Hello, _: Reader) -> m.HelloReply:
+        if request.for_memory:
+            # The source has more to say before it asks for Pages; and it had the facts before.
+            threading.Thread(target=_load_for_memory, name="loading", daemon=True).start()
+            return m.HelloReply(host_id=self.host.id)
         here = facts.host_facts(self.host)
         return m.HelloReply(
             host_id=here.host_id,
@@ -142,8 +147,7 @@ class Agent:
 
     def _pages(self, request: m.Pages, listener: Listener) -> m.PagesTaken:
         """Take memory for as long as the source speaks, while another connection acts."""
-        from pymigrate.migrate.memory_receiver import receive  # numpy takes 100 ms to load
-
+        receive = _load_receiver()
         with self._incoming(request.migration_id) as incoming:
             arriving = incoming.arriving()
         taken = receive(arriving, listener, tells_placed=request.hears_placed)
@@ -173,6 +177,17 @@ class Agent:
 
     def _path(self, migration_id: str) -> Path:
         return self.host.migrations / migration_id / "journal"
+
+
+def _load_for_memory() -> None:
+    _load_receiver()
+    from pymigrate.transport import direct  # noqa: F401 - which the source will ask for first
+
+
+def _load_receiver() -> Callable[..., m.PagesTaken]:
+    from pymigrate.migrate.memory_receiver import receive  # numpy takes 50 ms to load
+
+    return receive
 
 
 def _put_layer(incoming: Incoming, request: m.PutLayer, stream: Reader) -> m.Received:

@@ -24,6 +24,7 @@ from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import PymigrateError
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.settings import Spec
+from pymigrate.runtime.version import VERSION
 
 FORMAT = 1
 PACKAGES = ("cryptography", "paramiko", "protobuf", "pycriu", "zstandard")
@@ -53,7 +54,7 @@ def collect(host: Host, container: Container | None) -> dict[str, object]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"pymigrate": version("pymigrate"), "python": platform.python_version()}
+    found = {"pymigrate": VERSION, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

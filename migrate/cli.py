@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from pymigrate.migrate import output
 from pymigrate.runtime.errors import NoSpace, PymigrateError, UsageError
+from pymigrate.runtime.priority import ONE_THREAD
 
 DEFAULT_ROOT = Path("/var/lib/pymigrate")
 
@@ -34,7 +35,9 @@ FAMILIES = {
     "pymigrate.migrate.cli_oci": "oci",
     "pymigrate.migrate.cli_checkpoint": "checkpoint restore archive",
     "pymigrate.migrate.cli_check": "check report-bug",
-    "pymigrate.migrate.cli_migrate": "migrate migrations recover abandon agent",
+    "pymigrate.migrate.cli_migrate": "migrate",
+    "pymigrate.migrate.cli_migrations": "migrations recover abandon",
+    "pymigrate.migrate.cli_agent": "agent",
     "pymigrate.migrate.cli_evacuate": "evacuate",
     "pymigrate.migrate.cli_snapshot": "snapshot",
     "pymigrate.migrate.cli_schedule": "schedule",
@@ -117,6 +120,8 @@ def program() -> NoReturn:
     # So long a thread that has a word for the other host waits while others look at memory: of the
     # usual 5 ms there would be a dozen in each blackout.
     sys.setswitchinterval(0.0005)
+    for name, value in ONE_THREAD.items():
+        os.environ.setdefault(name, value)
     exit_code = main()
     gc.freeze()  # likewise at the end of the interpreter, 8 ms
     sys.exit(exit_code)

@@ -123,12 +123,13 @@ def _ties(container: Container) -> list[Tie]:
 def _pair(host: Host, container: Container, destination: str) -> tuple[PairFinding, ...]:
     from pymigrate.migrate import outgoing
     from pymigrate.migrate.plan import Refusal
+    from pymigrate.migrate.target import Target
 
     attempt = outgoing.Attempt(
         host,
         outgoing.new_id(container.name),
         container.name,
-        outgoing.Target(destination=destination),
+        Target(destination=destination),
         "established",
     )
     with attempt.peer() as peer:

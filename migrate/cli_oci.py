@@ -15,6 +15,7 @@ from pymigrate.migrate import oci_others, oci_running, output
 from pymigrate.runtime import errors, state
 from pymigrate.runtime.oci_container import DEFAULT_ROOT
 from pymigrate.runtime.settings import OCI_VERSION
+from pymigrate.runtime.version import VERSION
 
 # What podman looks for in the words of an OCI runtime, to choose the exit codes 127 and 126.
 _SAID: dict[type[errors.PymigrateError], str] = {
@@ -99,7 +100,5 @@ def _build_parser() -> _Parser:
 
 class _Version(argparse.Action):
     def __call__(self, *_: object) -> None:
-        from importlib.metadata import version  # costs 10 ms that no other verb should pay
-
-        output.say(f"pymigrate version {version('pymigrate')}\nspec: {OCI_VERSION}")
+        output.say(f"pymigrate version {VERSION}\nspec: {OCI_VERSION}")
         raise SystemExit(0)

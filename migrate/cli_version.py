@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import platform
-from importlib.metadata import version as installed
 
 from pymigrate.migrate import output
+from pymigrate.runtime.version import VERSION
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,7 +21,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def version(arguments: argparse.Namespace) -> int:
     """Print which pymigrate and kernel these are."""
-    document = {"pymigrate": installed("pymigrate"), "kernel": platform.release()}
+    document = {"pymigrate": VERSION, "kernel": platform.release()}
     if arguments.json:
         output.emit(document)
     else:

@@ -30,18 +30,18 @@ class Connected:
     undo: ExitStack
 
 
-def connected(connect: Connect, migration_id: str) -> Connected:
-    """Connect and greet; on any error the line is down again."""
+def connected(connect: Connect, migration_id: str, *, for_memory: bool = False) -> Connected:
+    """Connect and greet, see `messages.hello`; on any error the line is down again."""
     with ExitStack() as undo:
         client = connect(undo)
-        reply = greet(client, migration_id)
+        reply = greet(client, migration_id, for_memory=for_memory)
         return Connected(client, reply, undo.pop_all())
 
 
-def greet(client: Client, migration_id: str) -> m.HelloReply:
+def greet(client: Client, migration_id: str, *, for_memory: bool = False) -> m.HelloReply:
     """Say hello; that the target refuses our protocol is as bad as that we refuse its."""
     try:
-        return client.hello(migration_id, timeout=ANSWER_SECONDS)
+        return client.hello(migration_id, for_memory=for_memory, timeout=ANSWER_SECONDS)
     except PeerError as error:
         if error.peer_code == ProtocolError.exit_code:
             raise ProtocolError(error.message, hint=error.hint) from error
@@ -51,8 +51,9 @@ def greet(client: Client, migration_id: str) -> m.HelloReply:
 class Connecting:
     """Connects in a thread, from now on. To be taken, once, or closed."""
 
-    def __init__(self, connect: Connect, migration_id: str) -> None:
+    def __init__(self, connect: Connect, migration_id: str, *, for_memory: bool = False) -> None:
         """Begin."""
+        self._for_memory = for_memory
         self._connect = connect
         self._id = migration_id
         self._connected: Connected | None = None
@@ -62,7 +63,7 @@ class Connecting:
 
     def _run(self) -> None:
         try:
-            self._connected = connected(self._connect, self._id)
+            self._connected = connected(self._connect, self._id, for_memory=self._for_memory)
         except BaseException as error:
             self._failure = error  # raised by whoever wants the connection
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,54 +21,16 @@ from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import HostFacts, Plan, Refusal, make_plan
 from pymigrate.migrate.report import Report
 from pymigrate.migrate.steps import Move
-from pymigrate.runtime import priority
+from pymigrate.migrate.target import Logins, Target
 from pymigrate.runtime.cgroups import CpuQuota
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, NotFound, WrongState
 from pymigrate.runtime.host import Host
 from pymigrate.runtime.images import Store
-from pymigrate.runtime.state import Status
 from pymigrate.transport import messages as m
 from pymigrate.transport.limit import RateLimit
-from pymigrate.transport.rpc import Client
 
 _LOOKED_AT = 10 * REMEMBERED  # migrations in which the last that were measured are looked for
-
-
-@dataclass(frozen=True)
-class Target:
-    """How to reach the target's agent; all of it goes into the journal, none of it is secret."""
-
-    destination: str
-    identity: str | None = None
-    known_hosts: str | None = None
-    ssh_config: str | None = None
-    remote_root: str | None = None
-    remote_command: str = "pymigrate"
-
-    def connect(self, undo: ExitStack, limit: RateLimit | None = None) -> Client:
-        """Log in and start the agent; `undo` gets what hangs up."""
-        from pymigrate.transport import ssh  # paramiko takes 150 ms to load
-        from pymigrate.transport.destination import Destination
-
-        connection = undo.enter_context(
-            ssh.connect(
-                Destination.parse(self.destination),
-                identity=_path(self.identity),
-                known_hosts=_path(self.known_hosts),
-                ssh_config=_path(self.ssh_config),
-            )
-        )
-        agent = connection.open_agent(self.command)
-        return undo.enter_context(Client(agent, address=connection.address, limit=limit))
-
-    @property
-    def command(self) -> Sequence[str]:
-        """What is run at the target."""
-        words = self.remote_command.split()
-        if self.remote_root is not None:
-            words += ["--root", self.remote_root]
-        return [*words, "agent"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +50,7 @@ class Attempt:
     debug: bool = False  # keep what CRIU is asked for, and its log
     limit: RateLimit | None = None  # for all of its connections, and for those of its group
     streams: int | None = None  # connections for memory, if somebody asked for a number
+    logins: Logins | None = None  # that have begun already
 
     @property
     def directory(self) -> Path:
@@ -103,7 +64,9 @@ class Attempt:
 
     def peer(self) -> Peer:
         """Return the target; nothing is connected yet."""
-        return Peer(lambda undo: self.target.connect(undo, self.limit), self.migration_id)
+        return Peer(
+            lambda undo: self.target.connect(undo, self.limit, self.logins), self.migration_id
+        )
 
     def move(self, peer: Peer, container: Container | None) -> Move:
         """Return what the steps share."""
@@ -128,33 +91,6 @@ def new_id(name: str) -> str:
     """Make up an identifier that sorts by time and says which container it is about."""
     safe = "".join(letter if letter.isalnum() else "-" for letter in name)[:24].strip("-")
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{safe}-{secrets.token_hex(3)}"
-
-
-def open_movable(host: Host, name: str) -> Container:
-    """Open a container that can be moved now.
-
-    Raises NotFound, or WrongState if it does not run or another migration has it.
-    """
-    container = Container.open(host, name)
-    container.check_free()
-    status = container.state().status
-    if status is not Status.RUNNING:
-        raise WrongState(
-            f"{name} is {status.value}: only a running container can be moved",
-            hint=f"pymigrate resume {name}"
-            if status is Status.PAUSED
-            else f"pymigrate start {name}",
-        )
-    container.check_whole()
-    return container
-
-
-def step_aside(container: Container) -> None:
-    """Leave the container a processor, until it is frozen; see priority.py."""
-    for pid in container.cgroup.pids():
-        with contextlib.suppress(ProcessLookupError):
-            priority.step_aside(os.sched_getaffinity(pid))
-            return
 
 
 def check_budget(container: Container, budget: Budget) -> None:
@@ -446,7 +382,3 @@ def _container(attempt: Attempt) -> Container | None:
     except NotFound:
         return None
     return container if container.fenced_by == attempt.migration_id else None
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text).expanduser()

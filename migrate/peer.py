@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from pymigrate.migrate.connecting import (
     ANSWER_SECONDS,
     Connect,
+    Connected,
     Connecting,
     connected,
 )
@@ -47,7 +48,7 @@ class Peer:
         self._expected: Connecting | None = None
         self._expected_for_memory: Connecting | None = None
         self._expected_lane: LaneProcess | None = None
-        self._serves: frozenset[str] = frozenset()
+        self._reply = m.HelloReply()
         self._sent_before = 0
         self.streams = 1
         """By how many connections memory went the last time."""
@@ -68,12 +69,15 @@ class Peer:
     def expect_memory(self, *, tls: bool) -> None:
         """Begin to make the connection that `open_memory` will need; ``tls`` if it may be that."""
         if self._memory_client is None and self._expected_for_memory is None:
-            self._expected_for_memory = Connecting(self._connect_for_memory, self._id)
+            self._expected_for_memory = Connecting(
+                self._connect_for_memory, self._id, for_memory=True
+            )
             self._expected_lane = _lane() if tls else None
 
     def hello(self) -> m.HelloReply:
-        """Introduce ourselves once more; who the target is and what it can do."""
-        return self._call(lambda client: client.hello(self._id, timeout=ANSWER_SECONDS))
+        """Return who the target is and what it can do, as it said when we connected."""
+        self._connected()
+        return self._reply
 
     def reserve(self, request: m.Reserve) -> tuple[str, ...]:
         """Hold a name and room; returns the digests of the layers that the target lacks."""
@@ -110,8 +114,13 @@ class Peer:
                 undo.callback(lane.release)
                 undo.callback(lane.close)
             self.close_memory()
-            line = connected(self._connect, self._id) if expected is None else expected.take()
+            line = self._connected_for_memory() if expected is None else expected.take()
             undo.push(line.undo)
+            if not tls and not line.client.has_line:
+                # By SSH, memory would be in the way of the words that are said by the same line.
+                undo.pop_all().close()
+                line = self._connected_for_memory()
+                undo.push(line.undo)
             client = line.client
             from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
 
@@ -131,9 +140,8 @@ class Peer:
                 lane.close()
                 lane = None
             with_lane = lane is not None
-            if tls and (
-                with_lane or way is None
-            ):  # a target that waits for the lane takes it first
+            # A target that waits for a lane would take the next caller for it.
+            if tls and (with_lane or way is None):
                 client.widen()
             self.streams = client.streams
             request = m.Pages(migration_id=self._id, lane=with_lane, hears_placed=with_lane)
@@ -154,6 +162,9 @@ class Peer:
             self._memory_client = client
             self._lane = lane
         return memory
+
+    def _connected_for_memory(self) -> Connected:
+        return connected(self._connect_for_memory, self._id, for_memory=True)
 
     def _connect_for_memory(self, undo: ExitStack) -> Client:
         client = self._connect(undo)
@@ -212,8 +223,7 @@ class Peer:
 
     def serves(self, request: type[m.Message]) -> bool:
         """Say whether the target knows a request that not every version knows."""
-        self._call(lambda _: None)  # connected, so that we were told
-        return request.DESCRIPTOR.name in self._serves
+        return request.DESCRIPTOR.name in self.hello().serves
 
     def put_changes(self, tree: str, number: int, stream: Source) -> int:
         """Send what changed in a tree since round ``number`` - 1; returns the size in bytes."""
@@ -258,7 +268,7 @@ class Peer:
         if self._client is None:
             expected, self._expected = self._expected, None
             line = connected(self._connect, self._id) if expected is None else expected.take()
-            self._serves = frozenset(line.reply.serves)
+            self._reply = line.reply
             self._undo, self._client = line.undo, line.client
         return self._client
 

@@ -24,7 +24,11 @@ from pymigrate.runtime import priority
 CONNECTION_FD = 3
 _LAST_FD = (1 << 32) - 1
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
-_ENVIRONMENT = {"PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
+_ENVIRONMENT = {
+    "PATH": os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin",
+    "LANG": "C.UTF-8",
+    **priority.ONE_THREAD,
+}
 
 
 def start(

@@ -17,6 +17,11 @@ from collections.abc import Collection, Iterator
 
 _FAVOURED = -10  # nice(2)
 
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""Variables for who may load numpy. Of its linear algebra we use nothing, but when it is loaded it
+starts a thread for each processor, which looks for work for 50 ms; and who has threads cannot
+fork."""
+
 
 def favour(pid: int = 0) -> None:
     """Have a process run before others, or, by 0, the calling thread and threads that it makes.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import PurePosixPath
 
 from google.protobuf.message import DecodeError, Message
 
 from pymigrate.runtime.errors import PeerError, ProtocolError, PymigrateError
+from pymigrate.runtime.version import VERSION
 from pymigrate.transport import messages_pb2
 from pymigrate.transport.messages_pb2 import (
     AskRepository,
@@ -135,16 +135,17 @@ _FOLDER = re.compile(r"packs|snapshots|locks|tmp")
 
 def software() -> str:
     """Name ourselves with our version."""
-    return f"pymigrate {version('pymigrate')}"
+    return f"pymigrate {VERSION}"
 
 
-def hello(migration_id: str = "") -> Hello:
-    """Make the first request of a connection."""
+def hello(migration_id: str = "", *, for_memory: bool = False) -> Hello:
+    """Make the first request of a connection; ``for_memory`` if it is to carry memory alone."""
     return Hello(
         protocol_min=PROTOCOL_MIN,
         protocol_max=PROTOCOL,
         software=software(),
         migration_id=migration_id,
+        for_memory=for_memory,
     )
 
 

@@ -183,16 +183,18 @@ class Finished(_message.Message):
     def __init__(self) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ["migration_id", "protocol_max", "protocol_min", "software"]
+    __slots__ = ["for_memory", "migration_id", "protocol_max", "protocol_min", "software"]
+    FOR_MEMORY_FIELD_NUMBER: _ClassVar[int]
     MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    for_memory: bool
     migration_id: str
     protocol_max: int
     protocol_min: int
     software: str
-    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., software: _Optional[str] = ..., migration_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., software: _Optional[str] = ..., migration_id: _Optional[str] = ..., for_memory: bool = ...) -> None: ...
 
 class HelloReply(_message.Message):
     __slots__ = ["facts", "host_id", "hostname", "protocol", "protocol_max", "protocol_min", "root", "serves", "software"]

@@ -72,11 +72,14 @@ class Client:
         silence: float = SILENCE,
         address: str | None = None,
         limit: RateLimit | None = None,
+        has_line: bool = True,
     ) -> None:
         """Watch the channel; ``level`` is zstd's for streams, where that pays; None for never.
 
         ``address`` is the other host's, for ``open_data``; ``limit`` is for all that is sent.
+        ``has_line`` says that nobody else uses the connection that the channel goes by.
         """
+        self.has_line = has_line
         self.limit = limit
         self.lane: Way | None = None
         """Where a lane can be made, once `open_data` has asked for one."""
@@ -85,8 +88,7 @@ class Client:
         self._data: Link | None = None
         self._further: list[Link] = []  # by which memory goes, in turn with the one for data
         self._rotation: Rotation | None = None
-        self._way: Way | None = None  # to make these, as many as are let in
-        self._let_in = 0
+        self._ways: Sequence[Way] = ()  # of these, as many as are let in
         self._address = address
         self._choice = Choice(level, fixed=limit is not None and limit.rate < WORTHWHILE)
         self._turn = threading.Lock()
@@ -109,12 +111,14 @@ class Client:
     def _beside(self) -> Sequence[Link]:
         return [*([] if self._data is None else [self._data]), *self._further]
 
-    def hello(self, migration_id: str = "", *, timeout: float | None = None) -> m.HelloReply:
-        """Introduce ourselves; the first call on a connection.
+    def hello(
+        self, migration_id: str = "", *, for_memory: bool = False, timeout: float | None = None
+    ) -> m.HelloReply:
+        """Introduce ourselves; the first call on a connection; see `messages.hello`.
 
         Raises ProtocolError or PeerError (43) if the versions do not fit.
         """
-        reply = self.call(m.hello(migration_id), timeout=timeout)
+        reply = self.call(m.hello(migration_id, for_memory=for_memory), timeout=timeout)
         m.accept(reply)
         return reply
 
@@ -163,10 +167,10 @@ class Client:
             return error.message
         self._data = self._watch(channel)
         where = (self._address, opened.port)
-        self._way = Way(where, identity, opened.certificate, self.peer, *self._watching)
-        self._let_in = min(streams, opened.streams) - 1
+        way = Way(where, identity, opened.certificate, self.peer, *self._watching)
+        self._ways = [way] * (min(streams, opened.streams) - 1)
         if lane and opened.lane:
-            self.lane = self._way
+            self.lane = way
         return ""
 
     def widen(self, *, probe: float = PROBE) -> None:
@@ -174,10 +178,8 @@ class Client:
 
         It knows them by their order, so the first that cannot be made is the last that is tried.
         """
-        way, self._way = self._way, None
-        if way is None:
-            return
-        for _ in range(self._let_in):
+        ways, self._ways = self._ways, ()
+        for way in ways:
             try:
                 self._further.append(self._watch(way.connect(probe)))
             except TransportError as error:

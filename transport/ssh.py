@@ -15,9 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import paramiko
-from paramiko.ssh_exception import IncompatiblePeer
-
 from pymigrate.runtime.errors import (
     ProtocolError,
     TransportError,
@@ -29,6 +26,7 @@ from pymigrate.transport.known_hosts import KnownHosts, check
 from pymigrate.transport.messages import printable
 from pymigrate.transport.ssh_channel import WINDOW, SshChannel, open_session
 from pymigrate.transport.ssh_keys import authenticate
+from pymigrate.transport.ssh_library import allow_exec, paramiko
 from pymigrate.transport.ssh_settings import Settings, Timeouts, config_text, settle
 
 logger = logging.getLogger(__name__)
@@ -56,6 +54,8 @@ def resolve(
     Without ``ssh_config`` it is ~/.ssh/config, if there is one. Raises UsageError.
     """
     text = config_text(destination, ssh_config)
+    if "exec" in text.lower():
+        allow_exec()
     try:
         options = paramiko.SSHConfig.from_text(text).lookup(destination.host)
     except (paramiko.SSHException, ValueError) as error:
@@ -208,7 +208,7 @@ def _log_in(
 
 
 def _not_ssh(settings: Settings, error: Exception) -> TransportError:
-    if isinstance(error, IncompatiblePeer):
+    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
         return ProtocolError(f"{settings.where}: no algorithm of SSH in common: {error}")
     if "banner" in str(error) or "protocol version" in str(error):
         return ProtocolError(

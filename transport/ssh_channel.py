@@ -12,15 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import paramiko
-from paramiko.buffered_pipe import BufferedPipe
-
 from pymigrate.runtime.errors import ProtocolError, PymigrateError, Unreachable
 from pymigrate.transport.agent_failure import after_frames, before_first_frame
 from pymigrate.transport.channel import Timeout
 from pymigrate.transport.frames import Buffer, Decoder, Frame, encode_header
 from pymigrate.transport.limit import RateLimit
 from pymigrate.transport.messages import printable
+from pymigrate.transport.ssh_library import paramiko
 
 if TYPE_CHECKING:
     from pymigrate.transport.ssh import Connection
@@ -35,7 +33,7 @@ LAST_WORDS = 2.0  # seconds to wait for an exit status and standard error after 
 STDERR_TAIL = 8192  # bytes kept of what the agent said on standard error
 
 
-class _Unread(BufferedPipe):  # type: ignore[type-arg]
+class _Unread(paramiko.buffered_pipe.BufferedPipe):  # type: ignore[type-arg]
     """What has come and was not read yet; paramiko would take as much as a peer cares to send."""
 
     def feed(self, data: bytes) -> None:

@@ -7,11 +7,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import paramiko
-from paramiko.pkey import PublicBlob
-
 from pymigrate.runtime.errors import AuthenticationFailed, UsageError
 from pymigrate.transport.known_hosts import fingerprint
+from pymigrate.transport.ssh_library import paramiko
 from pymigrate.transport.ssh_settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -74,7 +72,7 @@ def _keys(
 
 def _public_half(file: Path) -> bytes:
     try:
-        return bytes(PublicBlob.from_file(f"{file}.pub").key_blob)
+        return bytes(paramiko.pkey.PublicBlob.from_file(f"{file}.pub").key_blob)
     except (OSError, ValueError):
         return b""
 

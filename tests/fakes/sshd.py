@@ -96,8 +96,8 @@ def _directory_for_root() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[Sshd]:
-    """Start one; all its sessions are ended with it."""
+def running(directory: Path, *, settings: str = "") -> Iterator[Sshd]:
+    """Start one, with more of sshd_config(5); all its sessions are ended with it."""
     make_key(directory / "host_key")
     make_key(directory / "user_key")
     make_key(directory / "other_key")
@@ -112,6 +112,7 @@ def running(directory: Path) -> Iterator[Sshd]:
         f"PidFile none\n"
         "StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         "PermitRootLogin yes\nPrintMotd no\nMaxStartups 100\nSetEnv PYTHONUNBUFFERED=1\n"
+        f"{settings}\n"
     )
     sshd = shutil.which("sshd") or "/usr/sbin/sshd"
     with _directory_for_root(), (directory / "log").open("wb") as log:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pymigrate.runtime.version import VERSION
+
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 FOLDERS = ("checkpoint", "migrate", "runtime", "transport")
@@ -81,7 +83,7 @@ def test_wheel_holds_every_module_under_pymigrate_and_nothing_else(tmp_path: Pat
 
 
 def test_version_is_known_to_the_installed_package() -> None:
-    assert PROJECT["project"]["version"] == importlib.metadata.version("pymigrate")
+    assert PROJECT["project"]["version"] == importlib.metadata.version("pymigrate") == VERSION
 
 
 @pytest.mark.parametrize("name", ["demo", "pymigrate", "test", ".ci/run"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pymigrate.migrate import journal
-from pymigrate.migrate.cli_migrate import AGENT_NAME
+from pymigrate.migrate.cli_agent import AGENT_NAME
 from pymigrate.migrate.wanted_sender import PROCESS_NAME as LANE_NAME
 from pymigrate.runtime import launch
 from tests.lab import Client, Host, Lab, registry

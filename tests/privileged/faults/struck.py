@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from pymigrate.migrate import outgoing
+from pymigrate.migrate import movable, outgoing
 from pymigrate.migrate.driver import Facts, Step
 from pymigrate.migrate.peer import Peer
 from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan
 from pymigrate.migrate.report import Report
 from pymigrate.migrate.steps import Move
+from pymigrate.migrate.target import Target
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import PymigrateError
 from pymigrate.runtime.host import Host
@@ -115,10 +116,10 @@ def main() -> int:
     point = Point.from_label(label)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it
     host = Host.open(Path(os.environ["PYMIGRATE_ROOT"]))
-    container = outgoing.open_movable(host, name)
+    container = movable.open_movable(host, name)
     hurry()
-    command = AGENT if point.side is Side.TARGET else outgoing.Target.remote_command
-    target = outgoing.Target(destination, remote_command=command)
+    command = AGENT if point.side is Side.TARGET else Target.remote_command
+    target = Target(destination, remote_command=command)
     attempt = WatchedAttempt(host, outgoing.new_id(name), name, target, point=point)
     with attempt.peer() as peer:
         planned = outgoing.plan(attempt, peer, container, [], mode)

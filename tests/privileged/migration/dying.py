@@ -18,11 +18,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from pymigrate.migrate import group, outgoing
+from pymigrate.migrate import group, movable, outgoing
 from pymigrate.migrate.budget import Budget, NoConverge
 from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan
 from pymigrate.migrate.report import Report
+from pymigrate.migrate.target import Target
 from pymigrate.runtime.errors import PymigrateError
 from pymigrate.runtime.host import Host
 
@@ -76,9 +77,9 @@ def main() -> None:
     with ExitStack() as undo:
         prepared = []
         for each in name.split(","):
-            container = outgoing.open_movable(host, each)
+            container = movable.open_movable(host, each)
             attempt = outgoing.Attempt(
-                host, outgoing.new_id(each), each, outgoing.Target(destination), budget=budget
+                host, outgoing.new_id(each), each, Target(destination), budget=budget
             )
             peer = undo.enter_context(attempt.peer())
             planned = outgoing.plan(attempt, peer, container, [], mode)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from pymigrate.migrate.cli_migrate import AGENT_NAME
+from pymigrate.migrate.cli_agent import AGENT_NAME
 from tests.lab import Client, Lab
 from tests.privileged.migration.conftest import ADDRESS, PORT, Counter, await_end_of_cut_lines
 

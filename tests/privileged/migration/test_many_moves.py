@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pymigrate.migrate.cli_migrate import AGENT_NAME
+from pymigrate.migrate.cli_agent import AGENT_NAME
 from tests.lab import Client, Host, Lab, images
 from tests.lab.registry import members, subtree, wait_for
 

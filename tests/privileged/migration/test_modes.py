@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from pymigrate.migrate.cli_migrate import AGENT_NAME
+from pymigrate.migrate.cli_agent import AGENT_NAME
 from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.wanted_sender import PROCESS_NAME as LANE_NAME
 from tests.lab import Client, Host, Lab, images
