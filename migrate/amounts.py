@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from pymigrate.runtime.errors import UsageError
+from pymigrate.transport.stream_count import MOST
 
 NOTHING = "nothing was made"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([bkmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -35,6 +36,17 @@ def bandwidth(text: str) -> int:
             hint="bits a second, such as 10mbit or 1.5gbit",
         )
     return rate
+
+
+def stream_number(text: str) -> int:
+    """Read how many connections memory is to take in turn."""
+    found = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) else 0
+    if not 1 <= found <= MOST:
+        raise UsageError(
+            f"--streams {text}: not a number from 1 to {MOST}; {NOTHING}",
+            hint="half as many as the host has processors, or fewer",
+        )
+    return found
 
 
 def seconds(text: str, option: str) -> float:

@@ -31,8 +31,14 @@ PACKAGES = ("cryptography", "paramiko", "protobuf", "pycriu", "zstandard")
 JOURNALS = 20  # the newest
 LOG_BYTES = 256 << 10
 _PLAIN = (str, int, float, bool, type(None))
-_FACTS = ("role", "name", "mode", "tcp", "lazy", "data", "phase", "seconds", "bytes", "abandoned")
-_REPORT = ("result", "mode", "seconds", "blackout_seconds", "wire_bytes", "counts", "phases")
+_FACTS = (
+    *("role", "name", "mode", "tcp", "lazy", "data", "streams"),
+    *("phase", "seconds", "bytes", "abandoned"),
+)
+_REPORT = (
+    *("result", "mode", "data", "streams", "seconds", "blackout_seconds"),
+    *("bytes_sent", "bytes", "phases"),
+)
 
 
 def collect(host: Host, container: Container | None) -> dict[str, object]:

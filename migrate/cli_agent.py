@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pymigrate.runtime import priority, syscalls
 from pymigrate.runtime.host import Host
+from pymigrate.transport import stream_count
 
 if TYPE_CHECKING:
     from pymigrate.migrate.agent import Agent
@@ -42,6 +43,7 @@ def agent_verb(arguments: argparse.Namespace) -> int:
     syscalls.set_name(AGENT_NAME)
     channel = stdio_channel(peer="the source" if arguments.repository is None else "the client")
     agent: Agent | RepositoryAgent
+    streams_here = stream_count.usual(priority.processors())
     if arguments.repository is None:
         from pymigrate.migrate.agent import Agent
 
@@ -53,7 +55,7 @@ def agent_verb(arguments: argparse.Namespace) -> int:
 
         agent = RepositoryAgent(Directory(arguments.repository.absolute()))
     try:
-        Server(channel, agent.handlers()).serve()
+        Server(channel, agent.handlers(), streams=streams_here).serve()
     finally:
         agent.close()
     return 0

@@ -8,14 +8,14 @@ from dataclasses import asdict
 
 from pymigrate.migrate import output
 from pymigrate.migrate.amounts import bandwidth
-from pymigrate.migrate.cli_migrate import add_options
+from pymigrate.migrate.cli_migrate import add_options, wanted_streams
 from pymigrate.migrate.evacuation import Evacuation, Outcome, command
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, UsageError
 from pymigrate.runtime.host import Host
 
 _PASSED_ON = (
-    *("mode", "max_downtime", "max_rounds", "on_no_converge", "tcp", "data", "skip"),
+    *("mode", "max_downtime", "max_rounds", "on_no_converge", "tcp", "data", "streams", "skip"),
     *("identity", "known_hosts", "ssh_config", "remote_root", "remote_command"),
 )
 
@@ -44,6 +44,7 @@ def evacuate_verb(arguments: argparse.Namespace) -> int:
     """Move all; one that stays does not keep the others."""
     if arguments.parallel < 1:
         raise UsageError(f"--parallel {arguments.parallel}: one is the least")
+    wanted_streams(arguments)
     host = Host.open(arguments.root)
     containers, damaged = Container.look(host)
     evacuation = Evacuation(

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pymigrate.migrate import output
-from pymigrate.migrate.amounts import bandwidth
+from pymigrate.migrate.amounts import bandwidth, stream_number
 from pymigrate.migrate.budget import MAX_DOWNTIME, MAX_ROUNDS, Budget, NoConverge, duration
 from pymigrate.migrate.modes import Mode
 from pymigrate.migrate.movable import open_movable, step_aside
@@ -98,6 +98,12 @@ def add_options(migrate: argparse.ArgumentParser) -> None:
         help="send no more than so many bits a second, such as 100mbit, by all connections "
         "together (default: as fast as it goes)",
     )
+    migrate.add_argument(
+        "--streams",
+        metavar="N",
+        help="send memory by so many TLS connections in turn, 1 to 8, so that encryption uses "
+        "several processors (default: half of those of the host that has fewer, and 4 at most)",
+    )
     output.add_skip(migrate)
     migrate.add_argument("--identity", metavar="FILE", help="the private key to log in with")
     migrate.add_argument("--known-hosts", metavar="FILE", help="the host keys to believe")
@@ -127,6 +133,7 @@ def migrate_verb(arguments: argparse.Namespace) -> int:
         )
     budget = _budget(arguments)
     limit = None if arguments.bandwidth is None else RateLimit(bandwidth(arguments.bandwidth) / 8)
+    wanted_streams(arguments)
     names = arguments.name.split(",")
     if len(set(names)) < len(names):
         raise UsageError(f"{arguments.name} names a container twice; nothing was touched")
@@ -158,6 +165,20 @@ def _logins(arguments: argparse.Namespace, containers: int) -> int:
     """
     without_memory = arguments.dry_run or arguments.mode == Mode.STOP.value
     return 1 if without_memory or containers > 1 else 2
+
+
+def wanted_streams(arguments: argparse.Namespace) -> int | None:
+    """Read by how many connections memory is to go; UsageError where that is impossible."""
+    if arguments.streams is None:
+        return None
+    found = stream_number(arguments.streams)
+    if arguments.data == "ssh" and found > 1:
+        raise UsageError(
+            f"--streams {found} is about TLS connections, and --data ssh makes none; "
+            "nothing was touched",
+            hint="leave one of the two out",
+        )
+    return found
 
 
 def _budget(arguments: argparse.Namespace) -> Budget:

@@ -33,7 +33,7 @@ from pymigrate.checkpoint.known_pages import Addresses, KnownPages
 from pymigrate.migrate.batching import addresses_in
 from pymigrate.migrate.lane_process import LaneProcess
 from pymigrate.migrate.memory_reader import MemoryReader
-from pymigrate.migrate.outbox import Outbox, Piece
+from pymigrate.migrate.outbox import Outbox, Piece, buffers
 from pymigrate.migrate.pace import Pace
 from pymigrate.migrate.progress import Sent
 from pymigrate.runtime import priority
@@ -66,6 +66,7 @@ class MemorySender:
         after: MemorySender | None = None,
         lane: LaneProcess | None = None,
         scratch: Path | None = None,
+        streams: int = 1,
     ) -> None:
         """Take over a conversation that has just begun; ``conclude`` waits for its reply.
 
@@ -74,7 +75,8 @@ class MemorySender:
         pages before it has processes for them. ``after`` is one that was cut, and closed:
         what its target has taken does not go again if it is still there. ``lane`` is the process
         that answers what is wanted, from then on ours; without one we do. ``scratch`` is a
-        directory on whose disk large tables may be.
+        directory on whose disk large tables may be. ``streams`` is how many connections the
+        conversation takes in turn.
         """
         self.sent: Sent = Sent() if after is None else after.sent
         self._speaker = speaker
@@ -89,13 +91,15 @@ class MemorySender:
         self._held: set[int] = set()
         self._total = 0  # bytes of all batches that were put into the outbox
         self._unconfirmed: deque[tuple[int, int, Addresses]] = deque()  # sent with this total
-        self._outbox = Outbox(SIZE)
+        self._outbox = Outbox(SIZE, buffers(streams))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="memory-compress")
         self._changed = threading.Condition()
         self._wanted: deque[tuple[int, int]] = deque()
         self._placed: deque[tuple[int, int, int]] = deque()  # there by the lane: address, pages
         self._work: Iterator[None] | None = None
-        self._pace = Pace(limit, lane=lane is not None, processors=priority.processors())
+        self._pace = Pace(
+            limit, lane=lane is not None, processors=priority.processors(), streams=streams
+        )
         self._begun = False
         self._ends = False  # all was begun, and the target is to be told when it has gone
         self._all_read = False
@@ -384,13 +388,16 @@ class MemorySender:
             with self._changed:
                 # First: the other side may say that it was taken at once.
                 self._pace.gone(piece.length, wire, time.monotonic())
-            self.sent.wire += self._speaker.say(piece.plain, packed)
-            with self._changed:
-                self._outbox.give_back(piece.buffer)
-                self._changed.notify_all()
+            gone = partial(self._has_left, piece.buffer)
+            self.sent.wire += self._speaker.say(piece.plain, packed, gone)
         self._speaker.end()
         with self._changed:
             self._end_said = True
+            self._changed.notify_all()
+
+    def _has_left(self, buffer: bytearray) -> None:
+        with self._changed:
+            self._outbox.give_back(buffer)
             self._changed.notify_all()
 
     def _may_send(self) -> bool:

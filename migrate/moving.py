@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from pymigrate.migrate import group, outgoing, output, watching
 from pymigrate.migrate.budget import Budget
+from pymigrate.migrate.cli_migrate import wanted_streams
 from pymigrate.migrate.peer import Peer
 from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan, Refusal
@@ -44,6 +45,7 @@ def move(
                 budget=budget,
                 debug=arguments.debug,
                 limit=limit,
+                streams=wanted_streams(arguments),
                 logins=logins,
             )
             peer = undo.enter_context(attempt.peer())
@@ -87,6 +89,12 @@ def _prepare(
         output.progress(
             f"{container.name}: mode {planned.mode.value} has no rounds: --max-downtime is not "
             "kept to",
+            arguments,
+        )
+    if attempt.streams is not None and not planned.lazy:
+        output.progress(
+            f"{container.name}: in mode {planned.mode.value} memory goes with the files: --streams "
+            "is not kept to",
             arguments,
         )
     return outgoing.Prepared(attempt, planned, peer, container, report)

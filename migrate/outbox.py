@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 BUFFERS = 4
+FURTHER = 1  # for each stream but the first: what it is sending
 SPARE = 1  # kept for what somebody waits for
 
 
@@ -29,11 +30,16 @@ class Piece:
         return memoryview(self.buffer)[: self.length]
 
 
+def buffers(streams: int) -> int:
+    """Return how many are of use where so many connections send at once."""
+    return BUFFERS + FURTHER * (streams - 1)
+
+
 class Outbox:
     """Buffers that are free, filled, or being sent."""
 
     def __init__(self, size: int, count: int = BUFFERS) -> None:
-        """Make ``count`` buffers of ``size`` bytes, and one to spare."""
+        """Make ``count`` buffers of ``size`` bytes, and one to spare; see `buffers`."""
         self._count = count + SPARE
         self._free = [bytearray(size) for _ in range(self._count)]
         self._urgent: deque[Piece] = deque()

@@ -49,6 +49,7 @@ class Attempt:
     quota_before: CpuQuota | None = None  # what a crash left throttled
     debug: bool = False  # keep what CRIU is asked for, and its log
     limit: RateLimit | None = None  # for all of its connections, and for those of its group
+    streams: int | None = None  # connections for memory, if somebody asked for a number
     logins: Logins | None = None  # that have begun already
 
     @property
@@ -78,6 +79,7 @@ class Attempt:
             hostname=os.uname().nodename,
             options=DumpOptions(tcp=self.tcp, lazy=self.lazy, debug=self.debug),
             wanted_data=self.data,
+            wanted_streams=self.streams,
             mode=self.mode,
             lazy=self.lazy,
             budget=self.budget,
@@ -174,6 +176,7 @@ class Prepared:
             target=asdict(attempt.target),
             plan=self.planned.to_document(),
             **({} if attempt.limit is None else {"bytes_per_second": attempt.limit.rate}),
+            **({} if attempt.streams is None else {"streams": attempt.streams}),
             **({} if self.group is None else {"group": self.group}),
         )
         return move
@@ -187,6 +190,7 @@ class Prepared:
         report.file_rounds = move.files_sent.rounds if move.files_sent is not None else ()
         report.wire_bytes = self.peer.bytes_sent
         report.data = move.data
+        report.streams = self.peer.streams
         report.mode = move.mode.value
         report.frozen_memory_seconds = move.frozen_memory_seconds
         report.budget = self.attempt.budget
@@ -307,6 +311,7 @@ def attempt_of(host: Host, migration_id: str, history: History) -> Attempt:
     """Read back what was decided when the migration began."""
     known = history.facts()
     target, rate = known.get("target"), known.get("bytes_per_second")
+    streams = known.get("streams")
     if known.get("role") != "source" or not isinstance(target, Mapping):
         raise MigrationError(f"the journal of {migration_id} does not say where it went")
     return Attempt(
@@ -320,6 +325,7 @@ def attempt_of(host: Host, migration_id: str, history: History) -> Attempt:
         lazy=known.get("lazy") is True,
         quota_before=CpuQuota.from_document(known.get("cpu_quota")),
         limit=RateLimit(rate) if isinstance(rate, int | float) else None,
+        streams=streams if isinstance(streams, int) else None,
     )
 
 

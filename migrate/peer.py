@@ -15,8 +15,10 @@ from pymigrate.migrate.connecting import (
     Connecting,
     connected,
 )
+from pymigrate.runtime import priority
 from pymigrate.runtime.errors import PeerError, PymigrateError, Unreachable
 from pymigrate.transport import messages as m
+from pymigrate.transport import stream_count
 from pymigrate.transport.channel import Timeout
 from pymigrate.transport.rpc import Client, Source
 
@@ -48,6 +50,8 @@ class Peer:
         self._expected_lane: LaneProcess | None = None
         self._reply = m.HelloReply()
         self._sent_before = 0
+        self.streams = 1
+        """By how many connections memory went the last time."""
 
     @property
     def bytes_sent(self) -> int:
@@ -92,12 +96,14 @@ class Peer:
         scratch: Path,
         ahead: bool = False,
         after: MemorySender | None = None,
+        streams: int | None = None,
     ) -> MemorySender:
         """Open a connection of its own for the container's memory, and begin to speak on it.
 
         It is closed by `close_memory`, and with this one; ``after`` is one that was cut. For
         ``ahead`` and ``scratch`` see `MemorySender`. What is waited for has a second connection
-        where it can: over SSH there is none, and a limit is for one process.
+        where it can: over SSH there is none, and a limit is for one process. By TLS so many
+        ``streams`` are taken in turn, by default what suits both hosts; see `self.streams` then.
         """
         expected, self._expected_for_memory = self._expected_for_memory, None
         lane, self._expected_lane = self._expected_lane, None
@@ -118,13 +124,26 @@ class Peer:
             client = line.client
             from pymigrate.migrate.memory_sender import MemorySender  # numpy takes 100 ms to load
 
-            if tls and (why_not := client.open_data(self._id, lane=client.limit is None)):
+            limited = client.limit is not None
+            usual = stream_count.usual(priority.processors(), limited=limited)
+            if tls and (
+                why_not := client.open_data(
+                    self._id,
+                    lane=not limited,
+                    streams=usual if streams is None else streams,
+                    insists=streams is not None,
+                )
+            ):
                 raise Unreachable(f"there is no TLS connection for the memory: {why_not}")
             way = client.lane
             if lane is not None and (not tls or way is None or not lane.connect(way)):
                 lane.close()
                 lane = None
             with_lane = lane is not None
+            # A target that waits for a lane would take the next caller for it.
+            if tls and (with_lane or way is None):
+                client.widen()
+            self.streams = client.streams
             request = m.Pages(migration_id=self._id, lane=with_lane, hears_placed=with_lane)
             speaker = client.converse(request)
             memory = MemorySender(
@@ -136,6 +155,7 @@ class Peer:
                 after=after,
                 lane=lane,
                 scratch=scratch,
+                streams=client.streams,
             )
             undo.callback(memory.close)
             self._memory_undo = undo.pop_all()

@@ -20,7 +20,8 @@ class Report:
 
     ``blackout_seconds`` is what the source sees: from the freeze until the target answered that
     it runs. A client sees a little less or more; only it can say. ``data`` is how memory and files
-    went: "tls" or "ssh". ``file_rounds`` are the times that files were sent, the last one frozen.
+    went: "tls" or "ssh", and ``streams`` by how many connections in turn memory did.
+    ``file_rounds`` are the times that files were sent, the last one frozen.
     ``mode`` is how the move ended: where rounds did not converge, not what was planned.
     ``result`` is "moved", or as `migrations ls` says it: "rolled back" (by ``cause``), "in doubt".
     ``counters`` says how far the move has come, once it has begun; ``towards`` which phase.
@@ -44,6 +45,7 @@ class Report:
     group: str | None = None
     wire_bytes: int = 0
     data: str = ""
+    streams: int = 1
     result: str = "unfinished"
     cause: str = ""
     towards: Phase = Phase.PLANNED
@@ -123,6 +125,7 @@ class Report:
             "budget": self._budget(),
             "seconds": self.seconds,
             "data": self.data,
+            "streams": self.streams,
             "bytes_sent": self.wire_bytes,
             "bytes": dict(self.counts),
             "memory_rounds": [

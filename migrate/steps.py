@@ -49,6 +49,7 @@ class Move:
     """One migration as the source sees it: what its steps share.
 
     ``wanted_data`` is "auto", "ssh" or "tls"; ``data`` is which of the two came of it.
+    ``wanted_streams`` is None where nobody asked for a number.
     """
 
     container: Container | None
@@ -68,6 +69,7 @@ class Move:
     files_sent: FileRounds | None = None
     wanted_data: str = "auto"
     data: str = ""
+    wanted_streams: int | None = None
     mode: Mode = Mode.STOP
     lazy: bool = False
     ahead: bool = False
@@ -114,9 +116,15 @@ class Move:
         if self.memory_sender is None or self.memory_sender.has_failed:
             cut = self.memory_sender
             self.memory_sender = self.peer.open_memory(
-                tls=self.data == "tls", scratch=self.directory, ahead=self.ahead, after=cut
+                tls=self.data == "tls",
+                scratch=self.directory,
+                ahead=self.ahead,
+                after=cut,
+                streams=self.wanted_streams,
             )
             self.memory_sender.await_pager()
+            if self.data == "tls" and (made := self.peer.streams) < (self.wanted_streams or 1):
+                self.announce(f"memory goes by {made} of {self.wanted_streams} connections")
         return self.memory_sender
 
     def reopen_memory(self) -> None:

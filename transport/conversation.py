@@ -11,12 +11,15 @@
 
 A piece arrives whole, as it was said, unlike those of a stream (stream.py), and none waits for
 another: who asks for something by an EVENT has it with the next piece.
+
+Pieces, and the END after them, may take several connections in turn (rotation.py); an EVENT only
+ever takes the first.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pymigrate.runtime.errors import Corrupted, ProtocolError, PymigrateError
@@ -24,12 +27,17 @@ from pymigrate.transport import compression, messages
 from pymigrate.transport.channel import Timeout
 from pymigrate.transport.frames import MAX_PAYLOAD, Buffer, Flag, Frame, Kind
 from pymigrate.transport.link import Link
+from pymigrate.transport.rotation import Rotation, bind
 
 if TYPE_CHECKING:
     from pymigrate.transport.lane import Lane
 
 _END = struct.Struct(">QI")  # bytes of all pieces, and how many they were
 PATIENCE = 0.2  # seconds after which the other connection is looked at, where an ERROR would be
+
+
+def _nothing() -> None:
+    pass
 
 
 class Speaker:
@@ -40,37 +48,52 @@ class Speaker:
         link: Link,
         refused: Callable[[], None] = lambda: None,
         concluded: Callable[[], None] = lambda: None,
+        rotation: Rotation | None = None,
     ) -> None:
         """Speak on ``link``; ``refused`` raises what came by another connection, if anything.
 
         So does ``concluded`` after our END, but then a REPLY is no refusal: by its own connection
-        it may overtake the last news.
+        it may overtake the last news. With a ``rotation`` pieces go by its links, of which ``link``
+        is the first.
         """
         self._link = link
+        self._rotation = rotation
         self._refused = refused
         self._concluded = concluded
         self._ended = False
         self._pieces = 0
         self._bytes = 0
 
-    def say(self, piece: Buffer, packed: bytes | None = None) -> int:
-        """Send one piece, or ``packed``, which is it compressed by zstd; return the bytes sent.
+    def say(
+        self, piece: Buffer, packed: bytes | None = None, done: Callable[[], None] = _nothing
+    ) -> int:
+        """Send one piece, or ``packed``, which is it compressed by zstd; return the bytes to send.
 
-        Returns when its memory may be used again.
+        ``done`` is called when its memory may be used again: by one link before this returns, by
+        several in another thread, after it was sent.
         """
         if packed is None:
             frame = Frame(Kind.DATA, piece, number=self._pieces)
         else:
             frame = Frame(Kind.DATA, packed, Flag.ZSTD, self._pieces)
-        self._link.send(frame)
+        self._send(frame, done)
         self._pieces += 1
         self._bytes += len(piece)
         return frame.size
 
     def end(self) -> None:
-        """Say that nothing more comes."""
+        """Say that nothing more comes; returns when all has been sent."""
         self._ended = True
-        self._link.send(Frame(Kind.END, _END.pack(self._bytes, self._pieces)))
+        self._send(Frame(Kind.END, _END.pack(self._bytes, self._pieces)), _nothing)
+        if self._rotation is not None:
+            self._rotation.finish()
+
+    def _send(self, frame: Frame, done: Callable[[], None]) -> None:
+        if self._rotation is None:
+            self._link.send(frame)
+            done()
+        else:
+            self._rotation.send(self._pieces, frame, done)
 
     def hear(self, timeout: float | None = None) -> Buffer | None:
         """Wait for news; None if there is none within ``timeout`` seconds.
@@ -100,10 +123,18 @@ class Speaker:
 class Listener:
     """The target's side. One thread may hear while others tell."""
 
-    def __init__(self, link: Link, lane: Lane | None = None) -> None:
-        """Listen to ``link``; by ``lane``, which is the caller's, goes what is waited for."""
+    def __init__(
+        self, link: Link, lane: Lane | None = None, *, further: Sequence[Link] = ()
+    ) -> None:
+        """Listen to ``link``; by ``lane``, which is the caller's, goes what is waited for.
+
+        Pieces come by ``link`` and the ``further`` ones in turn.
+        """
         self.lane = lane
         self._link = link
+        self._links = (link, *further)
+        if further:
+            bind(self._links)
         self._pieces = 0
         self._bytes = 0
         self.ended = False
@@ -114,9 +145,10 @@ class Listener:
         Raises Unreachable if the line is cut, Corrupted if a piece is damaged or missing.
         """
         while not self.ended:
-            if idle is not None and not self._link.waiting:
+            link = self._links[self._pieces % len(self._links)]
+            if idle is not None and not link.waiting:
                 idle()
-            frame = self._link.receive()
+            frame = link.receive()
             if frame.kind is Kind.DATA:
                 return self._take(frame)
             if frame.kind is Kind.END:

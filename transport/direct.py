@@ -10,7 +10,8 @@
                             ◀─────────────   PING (TLS)
 
 For a lane (lane.py) the same door lets in a second caller with the same key, if both sides said
-that they know of it: the first one is always the connection for bulk data.
+that they know of it: the first one is always the connection for bulk data. Those after it are as
+many as were agreed upon for memory, which takes them and the first in turn (rotation.py).
 
 A stranger who finds the port can keep the two apart, and then the data goes over SSH.
 """
@@ -35,13 +36,13 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE = 1.0  # seconds for one caller
 WINDOW = 10.0  # seconds for which the port is open
-CALLERS = 8  # connections that are looked at in this time
+CALLERS = 8  # connections that are looked at in this time, and one for each further stream
 
 Watch = Callable[[tls.TlsChannel], Link]
 
 
 class Door:
-    """Listens for who has the key of one certificate, once or twice. Close it in the end."""
+    """Listens for who has the key of one certificate, as often as agreed. Close it in the end."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Door:
         peer: str,
         window: float,
         lane: bool = False,
+        streams: int = 1,
     ) -> None:
         """Use ``open_door``; owns the listener from the moment it is made."""
         identity = tls.Identity.make()
@@ -67,12 +69,14 @@ class Door:
         self._link: Link | None = None
         self._lane: tls.TlsChannel | None = None
         self._wants_lane = lane
+        self._streams = streams
+        self._further: list[tls.TlsChannel] = []
         self._thread = threading.Thread(target=self._wait, name="data-door", daemon=True)
         self._thread.start()
 
     def _wait(self) -> None:
         with self._listener:
-            for _ in range(CALLERS):
+            for _ in range(CALLERS + self._streams - 1):
                 line = self._next_caller()
                 if line is None:
                     return
@@ -80,15 +84,25 @@ class Door:
                     channel = tls.accept(
                         line, self._context, self._pinned, peer=self._peer, timeout=HANDSHAKE
                     )
-                    if self._link is None:
-                        self._link = self._watch(channel)
-                    else:
-                        self._lane = channel
+                    self._let_in(channel)
                 except PymigrateError as error:
                     logger.info("port %d: a caller was turned away: %s", self.port, error)
                     continue
-                if self._lane is not None or not self._wants_lane:
+                if self._all_are_in:
                     return
+
+    def _let_in(self, channel: tls.TlsChannel) -> None:
+        if self._link is None:
+            self._link = self._watch(channel)
+        elif self._wants_lane and self._lane is None:
+            self._lane = channel
+        else:
+            self._further.append(channel)
+
+    @property
+    def _all_are_in(self) -> bool:
+        has_lane = self._lane is not None or not self._wants_lane
+        return has_lane and len(self._further) == self._streams - 1
 
     def _next_caller(self) -> socket.socket | None:
         poller = select.poll()
@@ -117,14 +131,19 @@ class Door:
         lane, self._lane = self._lane, None
         return lane
 
+    def further(self) -> list[tls.TlsChannel]:
+        """Give those that came after these, after the first, in their order."""
+        further, self._further = self._further, []
+        return further
+
     def close(self) -> None:
         """Stop listening, hang up; may be repeated."""
         if self._wake < 0:
             return
-        link, lane = self.link(), self.lane()
+        link, lane, further = self.link(), self.lane(), self.further()
         os.close(self._wake)
         self._wake = -1
-        for each in (link, lane):
+        for each in (link, lane, *further):
             if each is not None:
                 each.close()
 
@@ -137,11 +156,13 @@ def open_door(
     peer: str,
     window: float = WINDOW,
     lane: bool = False,
+    streams: int = 1,
 ) -> Door:
     """Listen on a free port of ``address``, one of this host's, for the owner of ``pinned``.
 
     ``watch`` makes a link of the connection, so that the caller hears from us at once. With
-    ``lane`` they may call once more, see `Door.lane`.
+    ``lane`` they may call once more, see `Door.lane`; so they may for each of the ``streams`` but
+    the first, see `Door.further`.
 
     Raises ProtocolError for what is no address or certificate, HostError if there is no such
     address on this host (where the source reached us by another one's, by NAT or a tunnel).
@@ -161,6 +182,6 @@ def open_door(
             message = f"no port of {address} can be opened: {reason}"
             raise HostError(message) from error
         listener.setblocking(False)
-        door = Door(listener, pinned, watch, peer=peer, window=window, lane=lane)
+        door = Door(listener, pinned, watch, peer=peer, window=window, lane=lane, streams=streams)
         undo.pop_all()
         return door

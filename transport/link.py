@@ -16,6 +16,7 @@ import copy
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pymigrate.runtime.errors import Corrupted, ProtocolError, PymigrateError, Unreachable
@@ -43,18 +44,28 @@ class Link:
     """Owns a channel; gives its frames in order, except PING, which it handles itself."""
 
     def __init__(
-        self, channel: Channel, *, interval: float = INTERVAL, silence: float = SILENCE
+        self,
+        channel: Channel,
+        *,
+        interval: float = INTERVAL,
+        silence: float = SILENCE,
+        ahead: int = READ_AHEAD,
     ) -> None:
-        """Start watching. ``interval`` must be well under the other side's ``silence``."""
+        """Start watching. ``interval`` must be well under the other side's ``silence``.
+
+        So many frames are kept ``ahead`` of whoever receives.
+        """
         self.channel = channel
         self.peer = channel.peer
         self.traffic = Traffic()
         self._interval = interval
         self._silence = silence
+        self._ahead = ahead
         self._met = False  # a frame of theirs has arrived
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
         self._failure: PymigrateError | None = None
+        self._when_lost: Callable[[PymigrateError], None] | None = None
         self._closing = threading.Event()
         self._last_sent = time.monotonic()
         self._threads = [
@@ -103,10 +114,32 @@ class Link:
     def _fail(self, error: PymigrateError) -> None:
         """Remember the first failure, and wake everybody who waits for this link."""
         with self._changed:
+            tell = self._when_lost if self._failure is None else None
             if self._failure is None:
                 self._failure = error
             self._changed.notify_all()
         self._closing.set()
+        if tell is not None:
+            tell(error)
+
+    def when_lost(self, tell: Callable[[PymigrateError], None]) -> None:
+        """Have ``tell`` called with what ends this link: once, by any thread, or at once."""
+        with self._changed:
+            self._when_lost = tell
+            failure = self._failure
+        if failure is not None:
+            tell(failure)
+
+    def last_word(self) -> PymigrateError | None:
+        """Return the error that they said last, if they did and nobody has received it yet."""
+        with self._changed:
+            frame = self._frames[-1] if self._frames else None
+        if frame is None or frame.kind is not Kind.ERROR:
+            return None
+        try:
+            return messages.unpack_error(frame.payload)[1]
+        except ProtocolError as error:
+            return error
 
     def _read_ahead(self) -> None:
         failure: PymigrateError = Unreachable(f"{self.peer}: nobody reads the connection any more")
@@ -118,7 +151,7 @@ class Link:
                 self.traffic.received += HEADER_SIZE + frame.size
                 with self._changed:
                     self._changed.wait_for(
-                        lambda: len(self._frames) < READ_AHEAD or self._closing.is_set()
+                        lambda: len(self._frames) < self._ahead or self._closing.is_set()
                     )
                     self._frames.append(frame)
                     self._changed.notify_all()

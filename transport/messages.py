@@ -7,6 +7,7 @@ may build file names from ``migration_id``, ``name``, ``tree`` and ``digest``.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from google.protobuf.message import DecodeError, Message
@@ -50,6 +51,7 @@ from pymigrate.transport.messages_pb2 import (
 )
 
 __all__ = [
+    "ANSWERS",
     "PROTOCOL",
     "PROTOCOL_MIN",
     "AskRepository",
@@ -101,6 +103,25 @@ PROTOCOL = 1  # the version we speak
 PROTOCOL_MIN = 1  # the oldest that we still understand
 
 MAX_TEXT = 8192  # characters of an error's message or hint that are worth sending
+ANSWERS: Mapping[type[Message], type[Message]] = {  # what each request is answered by
+    Hello: HelloReply,
+    Reserve: Reserved,
+    Prepare: Prepared,
+    PutLayer: Received,
+    PutFiles: Received,
+    PutChanges: Received,
+    PutImages: Received,
+    PutImageFiles: Received,
+    Restore: Restored,
+    Resume: Resumed,
+    Release: Released,
+    Finish: Finished,
+    Status: StatusReply,
+    Keepalive: KeptAlive,
+    OpenData: DataOpened,
+    Pages: PagesTaken,
+    AskRepository: RepositoryTold,
+}
 STREAMED = frozenset({PutLayer, PutFiles, PutChanges, PutImages, PutImageFiles})  # a stream follows
 UPPER = "upper"  # the tree of PutFiles that is the container's own changes
 

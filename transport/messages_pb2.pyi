@@ -119,14 +119,16 @@ class AskRepository(_message.Message):
     def __init__(self, look: _Optional[_Union[AskRepository.Look, _Mapping]] = ..., make: _Optional[_Union[AskRepository.Make, _Mapping]] = ..., names: _Optional[_Union[AskRepository.Names, _Mapping]] = ..., ends: _Optional[_Union[AskRepository.Ends, _Mapping]] = ..., read_at: _Optional[_Union[AskRepository.ReadAt, _Mapping]] = ..., remove: _Optional[_Union[AskRepository.Remove, _Mapping]] = ..., publish_first: _Optional[_Union[AskRepository.PublishFirst, _Mapping]] = ..., begin: _Optional[_Union[AskRepository.Begin, _Mapping]] = ..., write: _Optional[_Union[AskRepository.Write, _Mapping]] = ..., publish: _Optional[_Union[AskRepository.Publish, _Mapping]] = ..., discard: _Optional[_Union[AskRepository.Discard, _Mapping]] = ..., lock: _Optional[_Union[AskRepository.Lock, _Mapping]] = ..., confirm: _Optional[_Union[AskRepository.Confirm, _Mapping]] = ..., unlock: _Optional[_Union[AskRepository.Unlock, _Mapping]] = ..., sweep: _Optional[_Union[AskRepository.Sweep, _Mapping]] = ...) -> None: ...
 
 class DataOpened(_message.Message):
-    __slots__ = ["certificate", "lane", "port"]
+    __slots__ = ["certificate", "lane", "port", "streams"]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     certificate: bytes
     lane: bool
     port: int
-    def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ..., lane: bool = ...) -> None: ...
+    streams: int
+    def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ..., lane: bool = ..., streams: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ["code", "hint", "id", "kind", "message"]
@@ -227,26 +229,32 @@ class KeptAlive(_message.Message):
     def __init__(self) -> None: ...
 
 class OpenData(_message.Message):
-    __slots__ = ["address", "certificate", "lane", "migration_id"]
+    __slots__ = ["address", "certificate", "insists", "lane", "migration_id", "streams"]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    INSISTS_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     address: str
     certificate: bytes
+    insists: bool
     lane: bool
     migration_id: str
-    def __init__(self, migration_id: _Optional[str] = ..., certificate: _Optional[bytes] = ..., address: _Optional[str] = ..., lane: bool = ...) -> None: ...
+    streams: int
+    def __init__(self, migration_id: _Optional[str] = ..., certificate: _Optional[bytes] = ..., address: _Optional[str] = ..., lane: bool = ..., streams: _Optional[int] = ..., insists: bool = ...) -> None: ...
 
 class Pages(_message.Message):
-    __slots__ = ["hears_placed", "lane", "migration_id"]
+    __slots__ = ["hears_placed", "lane", "migration_id", "streams"]
     HEARS_PLACED_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     hears_placed: bool
     lane: bool
     migration_id: str
-    def __init__(self, migration_id: _Optional[str] = ..., lane: bool = ..., hears_placed: bool = ...) -> None: ...
+    streams: int
+    def __init__(self, migration_id: _Optional[str] = ..., lane: bool = ..., hears_placed: bool = ..., streams: _Optional[int] = ...) -> None: ...
 
 class PagesTaken(_message.Message):
     __slots__ = ["early", "pages", "wanted"]

@@ -20,10 +20,11 @@ by OpenData (direct.py). If either connection is lost, both are given up.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, overload
 
@@ -35,6 +36,7 @@ from pymigrate.runtime.errors import (
     Unreachable,
 )
 from pymigrate.transport import messages as m
+from pymigrate.transport.beside import Beside
 from pymigrate.transport.channel import Channel, Ended, Timeout
 from pymigrate.transport.choice import Choice
 from pymigrate.transport.compression import LEVEL
@@ -42,11 +44,13 @@ from pymigrate.transport.conversation import Listener, Speaker
 from pymigrate.transport.frames import Flag, Frame, Kind
 from pymigrate.transport.limit import RateLimit
 from pymigrate.transport.link import INTERVAL, SILENCE, Link, Traffic
+from pymigrate.transport.rotation import Rotation
 from pymigrate.transport.stream import Reader, Writer
 
 if TYPE_CHECKING:
-    from pymigrate.transport.direct import Door
-    from pymigrate.transport.lane import Lane, Way
+    from pymigrate.transport.lane import Way
+
+logger = logging.getLogger(__name__)
 
 OPENING = 5.0  # seconds for a target to say where it listens
 WORTHWHILE = 100e6  # bytes a second; under such a limit zstd always pays
@@ -54,26 +58,6 @@ PROBE = 1.0  # seconds in which that port must answer, or streams go where the r
 Handler = Callable[[Any, Any], m.Message]
 """Takes a request and the Reader of its stream, or, for Pages, a Listener."""
 Source = Callable[[Writer], object]
-
-_ANSWERS: dict[type[m.Message], type[m.Message]] = {
-    m.Hello: m.HelloReply,
-    m.Reserve: m.Reserved,
-    m.Prepare: m.Prepared,
-    m.PutLayer: m.Received,
-    m.PutFiles: m.Received,
-    m.PutChanges: m.Received,
-    m.PutImages: m.Received,
-    m.PutImageFiles: m.Received,
-    m.Restore: m.Restored,
-    m.Resume: m.Resumed,
-    m.Release: m.Released,
-    m.Finish: m.Finished,
-    m.Status: m.StatusReply,
-    m.Keepalive: m.KeptAlive,
-    m.OpenData: m.DataOpened,
-    m.Pages: m.PagesTaken,
-    m.AskRepository: m.RepositoryTold,
-}
 
 
 class Client:
@@ -95,14 +79,16 @@ class Client:
         ``address`` is the other host's, for ``open_data``; ``limit`` is for all that is sent.
         ``has_line`` says that nobody else uses the connection that the channel goes by.
         """
-        channel.limit = limit
         self.has_line = has_line
         self.limit = limit
         self.lane: Way | None = None
         """Where a lane can be made, once `open_data` has asked for one."""
-        self._link = Link(channel, interval=interval, silence=silence)
-        self._data: Link | None = None
         self._watching = (interval, silence)
+        self._link = self._watch(channel)
+        self._data: Link | None = None
+        self._further: list[Link] = []  # by which memory goes, in turn with the one for data
+        self._rotation: Rotation | None = None
+        self._ways: Sequence[Way] = ()  # of these, as many as are let in
         self._address = address
         self._choice = Choice(level, fixed=limit is not None and limit.rate < WORTHWHILE)
         self._turn = threading.Lock()
@@ -117,9 +103,13 @@ class Client:
 
     @property
     def traffic(self) -> Traffic:
-        """Count the bytes on the wire, of both connections."""
-        control, data = self._link.traffic, self._data.traffic if self._data else Traffic()
-        return Traffic(control.sent + data.sent, control.received + data.received)
+        """Count the bytes on the wire, of all connections but the lane."""
+        counted = [link.traffic for link in (self._link, *self._beside)]
+        return Traffic(sum(each.sent for each in counted), sum(each.received for each in counted))
+
+    @property
+    def _beside(self) -> Sequence[Link]:
+        return [*([] if self._data is None else [self._data]), *self._further]
 
     def hello(
         self, migration_id: str = "", *, for_memory: bool = False, timeout: float | None = None
@@ -132,10 +122,20 @@ class Client:
         m.accept(reply)
         return reply
 
-    def open_data(self, migration_id: str, *, probe: float = PROBE, lane: bool = False) -> str:
+    def open_data(
+        self,
+        migration_id: str,
+        *,
+        probe: float = PROBE,
+        lane: bool = False,
+        streams: int = 1,
+        insists: bool = False,
+    ) -> str:
         """Have streams take a TLS connection of their own from now on; return why not, or "".
 
-        With ``lane`` the target is asked to let in one more, see `lane`; older ones do not.
+        With ``lane`` the target is asked to let in one more, see `lane`, and with ``streams`` to
+        let in those that `widen` makes; older ones do not. The target may lower that number unless
+        somebody ``insists`` on it.
         After a no everything is as it was. Raises what ``call`` raises if our own connection is
         of no use any more.
         """
@@ -150,6 +150,8 @@ class Client:
             certificate=identity.certificate,
             address=self._address,
             lane=lane,
+            streams=streams,
+            insists=insists,
         )
         try:
             opened = self.call(request, timeout=OPENING)
@@ -163,13 +165,38 @@ class Client:
         except TransportError as error:
             self._link.check()
             return error.message
+        self._data = self._watch(channel)
+        where = (self._address, opened.port)
+        way = Way(where, identity, opened.certificate, self.peer, *self._watching)
+        self._ways = [way] * (min(streams, opened.streams) - 1)
+        if lane and opened.lane:
+            self.lane = way
+        return ""
+
+    def widen(self, *, probe: float = PROBE) -> None:
+        """Make the further connections for memory that the target lets in, after the lane's.
+
+        It knows them by their order, so the first that cannot be made is the last that is tried.
+        """
+        ways, self._ways = self._ways, ()
+        for way in ways:
+            try:
+                self._further.append(self._watch(way.connect(probe)))
+            except TransportError as error:
+                logger.warning("memory goes by %d connections: %s", self.streams, error)
+                break
+        if self._data is not None and self._further:
+            self._rotation = Rotation((self._data, *self._further))
+
+    def _watch(self, channel: Channel) -> Link:
         channel.limit = self.limit
         interval, silence = self._watching
-        self._data = Link(channel, interval=interval, silence=silence)
-        if lane and opened.lane:
-            where = (self._address, opened.port)
-            self.lane = Way(where, identity, opened.certificate, self.peer, interval, silence)
-        return ""
+        return Link(channel, interval=interval, silence=silence)
+
+    @property
+    def streams(self) -> int:
+        """Return how many connections a conversation takes in turn."""
+        return 1 + len(self._further)
 
     @overload
     def call(self, request: m.Hello, *, timeout: float | None = None) -> m.HelloReply: ...
@@ -230,7 +257,7 @@ class Client:
                 self._refused()  # why the other side hung up, if it said so
                 raise
             reply = self._answer(timeout)
-        if type(reply) is not _ANSWERS[type(request)]:
+        if type(reply) is not m.ANSWERS[type(request)]:
             message = f"{self.peer} answered {request.DESCRIPTOR.name} with {reply.DESCRIPTOR.name}"
             raise ProtocolError(message)
         return reply
@@ -239,10 +266,11 @@ class Client:
         """Begin a conversation; nothing else can be asked here until it is concluded."""
         self._identity += 1
         flags = Flag.NONE if self._data is None else Flag.ASIDE
+        request.streams = self.streams
         self._link.send(Frame(Kind.REQUEST, m.pack_request(self._identity, request), flags))
         if self._data is None:
             return Speaker(self._link)
-        return Speaker(self._data, self._refused, self._concluded)
+        return Speaker(self._data, self._refused, self._concluded, self._rotation)
 
     def conclude(self, *, timeout: float | None = None) -> m.PagesTaken:
         """Wait for the reply to a conversation that was ended. Raises what ``call`` raises."""
@@ -311,8 +339,10 @@ class Client:
 
     def close(self) -> None:
         """Hang up; may be repeated."""
-        if self._data is not None:
-            self._data.close()
+        for link in self._beside:
+            link.close()
+        if self._rotation is not None:
+            self._rotation.close()
         self._link.close()
         if self._pool is not None:
             self._pool.shutdown()
@@ -343,16 +373,17 @@ class Server:
         *,
         interval: float = INTERVAL,
         silence: float = SILENCE,
+        streams: int = 1,
     ) -> None:
-        """Watch the channel; requests are answered in ``serve``."""
+        """Watch the channel; requests are answered in ``serve``.
+
+        So many ``streams`` are let in for memory where the source does not insist on a number.
+        """
         self._link = Link(channel, interval=interval, silence=silence)
         self._handlers = handlers
         self._greeted = False
-        self._watching = (interval, silence)
-        self._door: Door | None = None
-        self._data: Link | None = None
-        self._lane: Lane | None = None
-        self._refused: Reader | None = None  # a stream on _data, not read to its end
+        self._beside = Beside(channel.peer, (interval, silence), streams)
+        self._refused: Reader | None = None  # a stream beside, not read to its end
 
     def serve(self) -> None:
         """Answer until the other side hangs up between two requests.
@@ -361,7 +392,7 @@ class Server:
         other side's last word), and whatever is not a PymigrateError in a handler.
         """
         with self._link, contextlib.ExitStack() as undo:
-            undo.callback(self._close_data)
+            undo.callback(self._beside.close)
             while True:
                 try:
                     frame = self._link.receive()
@@ -384,16 +415,14 @@ class Server:
         stream: Reader | None = None
         try:
             if isinstance(request, m.Pages):
-                link = self._bulk(frame.flags)
-                listener = Listener(link, self._made_lane() if request.lane else None)
+                listener = self._listener(request, frame.flags)
                 return Frame(Kind.REPLY, m.pack_reply(identity, self._handle(request, listener)))
             stream = self._stream(type(request) in m.STREAMED, frame.flags)
             reply = self._handle(request, stream)
             stream.finish()
             return Frame(Kind.REPLY, m.pack_reply(identity, reply))
         except PymigrateError as error:
-            if self._data is not None:
-                self._data.check()  # one connection is of no use without the other
+            self._beside.check()  # one connection is of no use without the other
             if stream is not None and frame.flags & Flag.ASIDE:
                 self._refused = stream
             return Frame(Kind.ERROR, m.pack_error(identity, error))
@@ -406,63 +435,30 @@ class Server:
         """Give the stream of a request, wherever it comes from."""
         if not expected or not flags & Flag.ASIDE:
             return Reader(self._link, empty=not expected)
-        link = self._bulk(flags)
+        link = self._beside.bulk()
         if self._refused is not None:
             self._refused.skip()
             self._refused = None
         return Reader(link)
 
-    def _bulk(self, flags: Flag) -> Link:
-        """Give the connection by which what follows a request comes."""
-        if not flags & Flag.ASIDE:
-            return self._link
-        if self._data is None:
-            self._data = None if self._door is None else self._door.link()
-        if self._data is None:
-            message = f"{self._link.peer} sends a stream over a connection that it never made"
+    def _listener(self, request: m.Pages, flags: Flag) -> Listener:
+        """Give the conversation that a request begins, by whatever connections it says."""
+        if flags & Flag.ASIDE:
+            link, further = self._beside.bulk(), self._beside.further(request.streams)
+        elif request.streams > 1:
+            message = (
+                f"{self._link.peer} sends memory by more connections than the one for requests"
+            )
             raise ProtocolError(message)
-        return self._data
-
-    def _made_lane(self) -> Lane:
-        """Give the second connection of the door, beside that for bulk data."""
-        from pymigrate.transport.lane import Lane
-
-        channel = None if self._door is None else self._door.lane()
-        if channel is None:
-            message = f"{self._link.peer} speaks of a lane that it never made"
-            raise ProtocolError(message)
-        interval, silence = self._watching
-        self._lane = Lane(channel, interval=interval, silence=silence)
-        return self._lane
+        else:
+            link, further = self._link, ()
+        lane = self._beside.lane() if request.lane else None
+        return Listener(link, lane, further=further)
 
     def _open_data(self, request: m.OpenData) -> m.DataOpened:
-        """Listen for the source's second connection; an earlier one is given up."""
-        from pymigrate.transport import direct  # cryptography takes 50 ms to load
-
-        self._close_data()
-        interval, silence = self._watching
-        self._door = direct.open_door(
-            request.address,
-            request.certificate,
-            lambda channel: Link(channel, interval=interval, silence=silence),
-            peer=self._link.peer,
-            lane=request.lane,
-        )
-        return m.DataOpened(
-            port=self._door.port, certificate=self._door.certificate, lane=request.lane
-        )
-
-    def _close_data(self) -> None:
-        door, self._door = self._door, None
-        data, self._data = self._data, None
-        lane, self._lane = self._lane, None
+        """Listen for the source's other connections; earlier ones are given up."""
         self._refused = None
-        if door is not None:
-            door.close()
-        if data is not None:
-            data.close()
-        if lane is not None:
-            lane.close()
+        return self._beside.open(request)
 
     def _handle(self, request: m.Message, stream: Reader | Listener) -> m.Message:
         handler = self._handlers.get(type(request))

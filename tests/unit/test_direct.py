@@ -413,8 +413,8 @@ class TestCalls:
         def cut(stream: Reader) -> None:
             stream.write(os.urandom(1 << 20))
             assert begun.wait(WAIT)
-            assert serving.server._data is not None
-            serving.server._data.channel.close()
+            assert serving.server._beside.data is not None
+            serving.server._beside.data.channel.close()
             for _ in range(100):
                 stream.write(os.urandom(1_000_000))
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 
@@ -39,7 +39,9 @@ class Target(Speaker):
         self.news: queue.Queue[bytes | Exception] = queue.Queue()
         self._taken = 0
 
-    def say(self, piece: Buffer, packed: bytes | None = None) -> int:
+    def say(
+        self, piece: Buffer, packed: bytes | None = None, done: Callable[[], None] = lambda: None
+    ) -> int:
         if packed is not None:
             self.compressed = True
             piece = compression.decompress(packed, len(piece))
@@ -47,6 +49,7 @@ class Target(Speaker):
         self._taken += len(piece)
         self.news.put(pages.news(News.TAKEN, value=self._taken))
         self.news.join()
+        done()
         return len(piece)
 
     def end(self) -> None:
@@ -340,10 +343,12 @@ def test_the_end_is_not_said_amid_a_page_that_is_wanted(pid: int) -> None:
         overlaps = []
         say, end = target.say, target.end
 
-        def slowly(piece: Buffer, packed: bytes | None = None) -> int:
+        def slowly(
+            piece: Buffer, packed: bytes | None = None, done: Callable[[], None] = lambda: None
+        ) -> int:
             speaking.set()
             early = ended.wait(0.2)  # time for an end that does not wait
-            length = 0 if early else say(piece, packed)
+            length = 0 if early else say(piece, packed, done)
             speaking.clear()
             return length
 
@@ -409,7 +414,9 @@ class Holding(Target):
         self._left = cut
         self._last_arrives = taken
 
-    def say(self, piece: Buffer, packed: bytes | None = None) -> int:
+    def say(
+        self, piece: Buffer, packed: bytes | None = None, done: Callable[[], None] = lambda: None
+    ) -> int:
         self._left -= 1
         if self._left < 0 and not self._last_arrives:
             raise Unreachable("cut before it arrived")
@@ -417,7 +424,7 @@ class Holding(Target):
         self._keep(batch)
         if self._left < 0:
             raise Unreachable("cut before anybody heard that it arrived")
-        return super().say(piece, packed)
+        return super().say(piece, packed, done)
 
     def _keep(self, batch: Batch) -> None:
         if [Kind.SAME] == [run.kind for run in batch.runs]:
@@ -492,10 +499,13 @@ def test_a_line_that_is_cut_before_the_freeze_concerns_nobody_else() -> None:
 class Satisfied(Target):
     """Has all memory, which it says after the first piece, and does not say what it takes."""
 
-    def say(self, piece: Buffer, packed: bytes | None = None) -> int:
+    def say(
+        self, piece: Buffer, packed: bytes | None = None, done: Callable[[], None] = lambda: None
+    ) -> int:
         self.batches.append(pages.decode(bytes(piece)))
         if len(self.batches) == 1:
             self.news.put(pages.news(News.COMPLETE))
+        done()
         return len(piece)
 
     def end(self) -> None:
