@@ -17,7 +17,7 @@ from pymigrate.migrate import facts
 from pymigrate.migrate.incoming import Incoming, Waiting, check_free, parse_json
 from pymigrate.migrate.journal import Journal, read
 from pymigrate.migrate.phases import Phase
-from pymigrate.runtime import priority, spec, state, volumes
+from pymigrate.runtime import priority, spec, state, syscalls, volumes
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import MigrationError, NotFound, ProtocolError, WrongState
 from pymigrate.runtime.host import Host
@@ -26,6 +26,9 @@ from pymigrate.transport import messages as m
 from pymigrate.transport.conversation import Listener
 from pymigrate.transport.rpc import Handler, Reader
 
+MEMORY_NAME = "pymigrate-pager"
+"""Of an agent's process that takes memory: one that is killed costs another thing than the first's
+end, so who looks at processes should know which is which."""
 Act = Callable[[Incoming, Any, Reader], m.Message]
 
 
@@ -68,6 +71,7 @@ class Agent:
 
     def _hello(self, request: m.Hello, _: Reader) -> m.HelloReply:
         if request.for_memory:
+            syscalls.set_name(MEMORY_NAME)
             # The source has more to say before it asks for Pages; and it had the facts before.
             threading.Thread(target=_load_for_memory, name="loading", daemon=True).start()
             return m.HelloReply(host_id=self.host.id)

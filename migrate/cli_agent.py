@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pymigrate.migrate.agent import Agent
     from pymigrate.migrate.repository_agent import RepositoryAgent
 
-AGENT_NAME = "pymigrate-agent"  # of its process
+AGENT_NAME = "pymigrate-agent"  # of its process, until it is told that it is for memory
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

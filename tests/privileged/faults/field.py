@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pymigrate.migrate import journal
+from pymigrate.migrate.agent import MEMORY_NAME
 from pymigrate.migrate.cli_agent import AGENT_NAME
 from pymigrate.migrate.wanted_sender import PROCESS_NAME as LANE_NAME
 from pymigrate.runtime import launch
@@ -161,7 +162,7 @@ def is_lane(task: Task) -> bool:
 
 
 def is_agent(task: Task) -> bool:
-    return task.name == AGENT_NAME
+    return task.name in (AGENT_NAME, MEMORY_NAME)
 
 
 def is_session(task: Task) -> bool:
@@ -357,11 +358,10 @@ def stopped(host: Host) -> list[int]:
 
 
 def kill_pager(host: Host) -> None:
-    """Kill the agent that puts memory into processes: the last one that was started."""
-    agents = [task.pid for task in tasks(host) if is_agent(task)]
-    youngest = max(agents, key=lambda pid: registry.start_time(pid) or 0)
-    os.kill(youngest, signal.SIGKILL)
-    registry.wait_for(lambda: youngest not in [task.pid for task in tasks(host)], PATIENCE)
+    """Kill the agent that puts memory into processes."""
+    (pager,) = [task.pid for task in tasks(host) if task.name == MEMORY_NAME]
+    os.kill(pager, signal.SIGKILL)
+    registry.wait_for(lambda: pager not in [task.pid for task in tasks(host)], PATIENCE)
 
 
 def interrupt(ground: Field, move: Process) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from types import ModuleType
 
-from pymigrate.migrate import cli, driver, outgoing
-from pymigrate.transport import ssh, tls
-from pymigrate.transport.rpc import Client
+from pymigrate.migrate import cli, driver
+from pymigrate.transport import rpc, ssh, tls
 from pymigrate.transport.ssh_settings import Timeouts
 
 SILENCE = 3.0
@@ -21,10 +21,15 @@ acknowledged, not 30; for a target to confirm what is committed, not 30."""
 
 def hurry() -> None:
     """Have this process wait no longer than that for a host that is cut off."""
-    vars(outgoing)["Client"] = functools.partial(Client, silence=SILENCE)
-    vars(ssh)["connect"] = functools.partial(ssh.connect, timeouts=Timeouts(connect=SILENCE))
-    vars(tls)["USER_TIMEOUT_MS"] = int(SILENCE * 1000)
-    vars(driver)["drive"] = functools.partial(driver.drive, patience=SILENCE)
+    _replace(rpc, "Client", functools.partial(rpc.Client, silence=SILENCE))
+    _replace(ssh, "connect", functools.partial(ssh.connect, timeouts=Timeouts(connect=SILENCE)))
+    _replace(tls, "USER_TIMEOUT_MS", int(SILENCE * 1000))
+    _replace(driver, "drive", functools.partial(driver.drive, patience=SILENCE))
+
+
+def _replace(module: ModuleType, name: str, new: object) -> None:
+    assert name in vars(module), f"{module.__name__} has no {name} any more"
+    vars(module)[name] = new
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from pymigrate.migrate.agent import MEMORY_NAME
 from pymigrate.migrate.cli_agent import AGENT_NAME
 from tests.lab import Client, Lab
 from tests.privileged.migration.conftest import ADDRESS, PORT, Counter, await_end_of_cut_lines
@@ -74,7 +75,7 @@ def test_killed_agent_never_costs_the_container(lab: Lab, counter: Counter, line
             assert migrate.stderr is not None
             while line not in migrate.stderr.readline():
                 assert migrate.poll() is None
-            beta.run(["pkill", "-KILL", "-x", AGENT_NAME])
+            beta.run(["pkill", "-KILL", "-x", f"{AGENT_NAME}|{MEMORY_NAME}"])
             _, text = migrate.communicate(timeout=120)
         assert migrate.returncode in (0, 51, 52), text
         assert len(counter.running()) <= 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pymigrate.migrate.agent import MEMORY_NAME
 from pymigrate.migrate.cli_agent import AGENT_NAME
 from tests.lab import Client, Host, Lab, images
 from tests.lab.registry import members, subtree, wait_for
@@ -96,7 +97,7 @@ def agents(host: Host) -> list[int]:
     found = []
     for pid in members(host.cgroups):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-            if command(pid) == AGENT_NAME:
+            if command(pid) in (AGENT_NAME, MEMORY_NAME):
                 found.append(pid)
     return found
 

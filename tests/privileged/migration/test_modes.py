@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from _pytest.mark.structures import ParameterSet
 
+from pymigrate.migrate.agent import MEMORY_NAME
 from pymigrate.migrate.cli_agent import AGENT_NAME
 from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.wanted_sender import PROCESS_NAME as LANE_NAME
@@ -25,6 +28,7 @@ pytestmark = [
 ]
 
 MODES = ("stop", "pre", "post", "hybrid")
+AGENTS = f"{AGENT_NAME}|{MEMORY_NAME}"  # for pgrep -x
 LAZY = ("pre", "hybrid")
 CELLS = 100_000
 DYING = Path(__file__).with_name("dying.py")
@@ -96,7 +100,7 @@ def test_memory_whose_line_is_cut_in_a_round_goes_on_from_what_the_target_holds(
         seen = {"pages_sent": 0}
         while seen.get("pages_sent", 0) < 9 * 256:  # so that some pieces were taken
             seen = json.loads(move.stderr.readline())
-        beta.run(["pkill", "-KILL", "-n", "-x", AGENT_NAME])
+        beta.run(["pkill", "-KILL", "-x", MEMORY_NAME])
         said, text = move.communicate(timeout=120)
 
     assert 0 == move.returncode, text
@@ -190,7 +194,7 @@ def test_a_source_that_is_killed_in_any_phase_is_settled_by_recover_with_all_mem
         *others_long(
             (line, agents, mode)
             for line in ("precopied", "frozen", "shipped", "restored", "committed", "handed-over")
-            for agents in ("the newest", "all")
+            for agents in ("that for memory", "all")
             for mode in LAZY
         )
     ],
@@ -198,15 +202,15 @@ def test_a_source_that_is_killed_in_any_phase_is_settled_by_recover_with_all_mem
 def test_an_agent_that_is_killed_costs_no_memory_and_nobody_waits_for_it(
     lab: Lab, memory: None, line: str, mode: str, agents: str
 ) -> None:
-    """The newest agent is the one that fills memory; CRIU's tasks may be waiting for it."""
+    """One of them fills memory; CRIU's tasks may be waiting for it."""
     alpha, beta = lab["alpha"], lab["beta"]
     with alpha.popen(["pymigrate", "migrate", "memory", "root@beta", "--mode", mode]) as move:
         assert move.stderr is not None
         while line not in move.stderr.readline():
             assert move.poll() is None
-        which = ["-n"] if agents == "the newest" else []
+        which = MEMORY_NAME if agents == "that for memory" else AGENTS
         # It may have ended by itself by now: that is one of the moments.
-        beta.run(["pkill", "-KILL", *which, "-x", AGENT_NAME], check=False)
+        beta.run(["pkill", "-KILL", "-x", which], check=False)
         _, text = move.communicate(timeout=60)
 
     assert move.returncode in (0, 51, 52), text
@@ -276,7 +280,7 @@ def test_a_pager_that_is_stopped_after_the_hand_over_is_replaced_and_ended(
             while line not in move.stderr.readline():
                 assert move.poll() is None
             lab.shape(rate="8mbit")  # so that much is still missing
-        beta.run(["pkill", "-STOP", "-n", "-x", AGENT_NAME])
+        beta.run(["pkill", "-STOP", "-x", MEMORY_NAME])
         unfinished = move.poll() is None
         lab.shape()
         _, text = move.communicate(timeout=90)
@@ -284,21 +288,24 @@ def test_a_pager_that_is_stopped_after_the_hand_over_is_replaced_and_ended(
     assert unfinished, "the link was too fast for this test"
     assert move.returncode in (0, 51), text
     alpha.pymigrate("recover")
-    beta.sh(f"while pgrep -x {AGENT_NAME}; do sleep 0.05; done", timeout=20)
+    beta.sh(f"while pgrep -x '{AGENTS}'; do sleep 0.05; done", timeout=20)
     assert intact(beta, "recovered")
 
 
 def moved_to_a_pager_that_is_stopped(lab: Lab, name: str, mode: str) -> str:
-    """Stop the pager, which is the newest agent, before it is needed; return what was said."""
+    """Stop the pager before it is needed; return what was said."""
     alpha, beta = lab["alpha"], lab["beta"]
     command = [sys.executable, IMPATIENT, "migrate", name, "root@beta", "--mode", mode]
     with alpha.popen(command) as move:
         assert move.stderr is not None
         while "frozen" not in move.stderr.readline():
             assert move.poll() is None
-        beta.run(["pkill", "-STOP", "-n", "-x", AGENT_NAME])
+        move.send_signal(signal.SIGSTOP)  # or the pager may have been needed by then
+        beta.run(["pkill", "-STOP", "-x", MEMORY_NAME])
+        move.send_signal(signal.SIGCONT)
+        os.kill(move.pid, signal.SIGCONT)  # nsenter, which has stopped with the command
         _, text = move.communicate(timeout=90)
-    beta.run(["pkill", "-KILL", "-x", AGENT_NAME], check=False)
+    beta.run(["pkill", "-KILL", "-x", AGENTS], check=False)
 
     assert 52 == move.returncode, text
     alpha.pymigrate("recover")
