@@ -7,7 +7,7 @@ as soon as it is known that there is something to move, and ``moving.py`` is loa
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 
 from pymigrate.migrate import output
@@ -133,7 +133,7 @@ def migrate_verb(arguments: argparse.Namespace) -> int:
         )
     budget = _budget(arguments)
     limit = None if arguments.bandwidth is None else RateLimit(bandwidth(arguments.bandwidth) / 8)
-    wanted_streams(arguments)
+    streams = wanted_streams(arguments)
     names = arguments.name.split(",")
     if len(set(names)) < len(names):
         raise UsageError(f"{arguments.name} names a container twice; nothing was touched")
@@ -149,22 +149,21 @@ def migrate_verb(arguments: argparse.Namespace) -> int:
         remote_root=arguments.remote_root,
         remote_command=arguments.remote_command,
     )
-    with ExitStack() as undo:
-        logins = undo.enter_context(Logins(target, _logins(arguments, len(names))))
+    with closing(Logins(target, _logins(arguments, len(names)))) as logins:
         logins.await_library()  # which would take twice as long beside what is loaded now
         from pymigrate.migrate import moving
 
-        return moving.move(host, containers, logins, budget, limit, arguments)
+        return moving.move(host, containers, logins, budget, limit, streams, arguments)
 
 
 def _logins(arguments: argparse.Namespace, containers: int) -> int:
-    """Say how many connections are made already now: one more for memory, where it may be used.
+    """Say how many agents are started already now: one more for memory, where it may be used.
 
-    Of several containers each waits until all have been looked at, and an agent that nobody speaks
-    to does not.
+    Over SSH memory needs a connection to itself. Of several containers each waits until all have
+    been looked at, and an agent that nobody speaks to does not.
     """
-    without_memory = arguments.dry_run or arguments.mode == Mode.STOP.value
-    return 1 if without_memory or containers > 1 else 2
+    is_one_enough = arguments.dry_run or arguments.mode == Mode.STOP.value or containers > 1
+    return 1 if is_one_enough or arguments.data == "ssh" else 2
 
 
 def wanted_streams(arguments: argparse.Namespace) -> int | None:

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 
 from pymigrate.migrate import group, outgoing, output, watching
 from pymigrate.migrate.budget import Budget
-from pymigrate.migrate.cli_migrate import wanted_streams
 from pymigrate.migrate.peer import Peer
 from pymigrate.migrate.phases import Phase
 from pymigrate.migrate.plan import Plan, Refusal
@@ -28,9 +27,10 @@ def move(
     logins: Logins,
     budget: Budget,
     limit: RateLimit | None,
+    streams: int | None,
     arguments: argparse.Namespace,
 ) -> int:
-    """Move them, several together; ``limit`` is for all connections."""
+    """Move them, several together; ``limit`` is for all connections, ``streams`` for memory's."""
     with ExitStack() as undo:
         prepared: list[outgoing.Prepared] = []
         for container in containers:
@@ -45,7 +45,7 @@ def move(
                 budget=budget,
                 debug=arguments.debug,
                 limit=limit,
-                streams=wanted_streams(arguments),
+                streams=streams,
                 logins=logins,
             )
             peer = undo.enter_context(attempt.peer())

@@ -10,8 +10,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from pymigrate.runtime.errors import Unreachable
 
@@ -114,7 +113,7 @@ class Logins:
     """Logs in at a target from now on, and starts as many agents there as are asked for.
 
     The first has the connection to itself at first; the others share it where the target lets them.
-    What nobody took is hung up by `close`, which waits for what is being made.
+    Close it in the end: what nobody took is hung up, after what is being made.
     """
 
     def __init__(self, target: Target, count: int) -> None:
@@ -178,19 +177,6 @@ class Logins:
             left = self._made.popleft()
             if left.exception() is None:
                 left.result().close()
-
-    def __enter__(self) -> Self:
-        """Close at the end of the block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 def _path(text: str | None) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def answers(login: Login) -> bool:
 
 def test_two_share_a_connection_which_ends_with_the_last(sshd: Sshd) -> None:
     there = target(sshd)
-    with Logins(there, 2) as logins:
+    with closing(Logins(there, 2)) as logins:
         first, second = taken(logins), taken(logins)
         assert logins.take() is None
     try:
@@ -84,7 +85,7 @@ def test_a_host_that_allows_one_session_has_two_connections(tmp_path: Path) -> N
         pytest.skip(f"missing: {reason}")
     with (
         fake_sshd.running(tmp_path, settings="MaxSessions 1") as server,
-        Logins(target(server), 2) as logins,
+        closing(Logins(target(server), 2)) as logins,
     ):
         first, second = taken(logins), taken(logins)
         try:
@@ -98,7 +99,7 @@ def test_a_host_that_allows_one_session_has_two_connections(tmp_path: Path) -> N
 
 def test_what_nobody_takes_is_hung_up(sshd: Sshd) -> None:
     there = target(sshd)
-    with Logins(there, 2) as logins:
+    with closing(Logins(there, 2)) as logins:
         logins.await_library()
         first = taken(logins)
         first.close()
@@ -108,7 +109,7 @@ def test_what_nobody_takes_is_hung_up(sshd: Sshd) -> None:
 
 def test_who_is_not_let_in_is_told_so_each_time_and_tried_once(sshd: Sshd) -> None:
     there = target(sshd, sshd.other_key)
-    with Logins(there, 2) as logins:
+    with closing(Logins(there, 2)) as logins:
         for _ in range(2):
             with pytest.raises(AuthenticationFailed):
                 logins.take()
@@ -127,7 +128,7 @@ def test_a_login_that_was_cut_while_it_waited_is_not_given(
         return second
 
     monkeypatch.setattr(Login, "beside", watched)
-    with Logins(target(sshd), 2) as logins:
+    with closing(Logins(target(sshd), 2)) as logins:
         first = taken(logins)
         assert made.wait(WAIT)
         first.connection.close()
