@@ -157,6 +157,7 @@ def add_guest_files(root: Path) -> None:
         ("rc", "etc/lab.rc"),
         ("inittab", "etc/inittab"),
         ("sshd", "etc/lab.sshd"),
+        ("clock", "etc/lab.clock"),
         ("sshd_config", "etc/ssh/sshd_config"),
     ):
         shutil.copy(HERE / "guest" / name, root / place)

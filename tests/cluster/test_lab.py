@@ -6,13 +6,15 @@ import os
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from guest_lab import Lab, sweep
 from guests import GUESTS
-from tests.cluster.cluster import PATIENCE
+from pymigrate.migrate.plan import MAX_SKEW
+from tests.cluster.cluster import PATIENCE, Machine
 from tests.lab import registry
 
 pytestmark = pytest.mark.cluster
@@ -74,6 +76,17 @@ def test_down_leaves_nothing() -> None:
     finally:
         lab.down()
     assert [] == found(lab.name)
+
+
+@pytest.mark.parametrize("source", ["old"])
+def test_a_clock_that_goes_wrong_is_put_right(guests: dict[str, Machine], source: str) -> None:
+    guest = guests[source]
+    wrong = int(guest.sh('date -s "@$(($(date +%s) + 1000))" > /dev/null; date +%s').stdout)
+    assert wrong - time.time() > 900  # nearly all of it is there
+
+    guest.sh(f"until [ $(($(date +%s) + 900)) -lt {wrong} ]; do sleep 1; done")
+
+    assert abs(int(guest.sh("date +%s").stdout) - time.time()) < MAX_SKEW
 
 
 def test_a_killed_owner_takes_guests_and_containers_along_and_the_next_run_the_rest() -> None:
