@@ -270,10 +270,14 @@ def fill(connection: socket.socket, opened: Opened, supervised: Supervised) -> i
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it need not listen
                 command.sendall(json.dumps([word, more]).encode() + b"\n")
 
+        def attached() -> None:
+            priority.give_way()
+            tell(ATTACHED)
+
         try:
             with supervised(directory) as supervision:
                 keeper = _WhileSupervised(supervision)
-                filling = Filling(directory / "criu", keeper, lambda: tell(ATTACHED))
+                filling = Filling(directory / "criu", keeper, attached)
                 try:
                     tell(READY)
                     with opened(plan, descriptors) as pages:

@@ -33,13 +33,17 @@ def receive(arriving: Arriving, listener: Listener, *, tells_placed: bool = Fals
     def want(inner: int, address: int) -> None:
         listener.tell(pages.news(News.WANTED, inner=inner, value=address))
 
+    def attached(count: int) -> None:
+        priority.give_way()  # they run now, or are about to
+        listener.tell(pages.news(News.ATTACHED, value=count))
+
     lane = None if listener.lane is None else WantedReceiver(listener.lane, listener)
     with Supervision.connect(arriving.directory) as keeper:
         pager = Pager(
             arriving.directory / "criu",
             keeper,
             wanted=want if lane is None else lane.want,
-            attached=lambda count: listener.tell(pages.news(News.ATTACHED, value=count)),
+            attached=attached,
             room=arriving.room,
         )
         if lane is not None:

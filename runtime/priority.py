@@ -16,6 +16,7 @@ import os
 from collections.abc import Collection, Iterator
 
 _FAVOURED = -10  # nice(2)
+_GIVING_WAY = 10
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 """Variables for who may load numpy. Of its linear algebra we use nothing, but when it is loaded it
@@ -36,6 +37,20 @@ def favour_no_more() -> None:
     """Have the calling thread run as others do."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+
+def give_way() -> None:
+    """Have all threads of this process that are not favoured run after others, for good.
+
+    And those that they make. Beside them a container of a host whose containers are no farther from
+    the root of cgroups than we are has one share of the processors where each of our threads has
+    one, too; and of that, as its processes mostly sleep, the kernel gives it a part
+    (calc_group_shares in kernel/sched/fair.c). See nice(2), which is each thread's own.
+    """
+    for thread in os.listdir("/proc/self/task"):  # noqa: PTH208 - names are numbers
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            if 0 <= os.getpriority(os.PRIO_PROCESS, int(thread)) < _GIVING_WAY:
+                os.setpriority(os.PRIO_PROCESS, int(thread), _GIVING_WAY)
 
 
 _whole: set[int] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,34 @@ from hypothesis import strategies as st
 from pymigrate.runtime import priority
 
 CPUS = st.sets(st.integers(0, 7), min_size=1)
+GIVE_WAY = """
+import json, os, threading
+from pymigrate.runtime import priority
+
+begin, end, seen = threading.Barrier(3), threading.Event(), {}
+
+def run(name, prepare):
+    prepare()
+    begin.wait()
+    end.wait()
+    seen[name] = os.getpriority(os.PRIO_PROCESS, 0)
+
+threads = [
+    threading.Thread(target=run, args=("early", lambda: None)),
+    threading.Thread(target=run, args=("favoured", priority.favour)),
+]
+for thread in threads:
+    thread.start()
+begin.wait()
+priority.give_way()
+begin = threading.Barrier(1)
+threads.append(threading.Thread(target=run, args=("late", lambda: None)))
+threads[-1].start()
+end.set()
+for thread in threads:
+    thread.join()
+print(json.dumps({"mine": os.getpriority(os.PRIO_PROCESS, 0), **seen}))
+"""
 SAY = "import os; print(sorted(os.sched_getaffinity(0)))"
 
 
@@ -161,3 +190,11 @@ def test_a_child_that_has_ended_needs_nothing() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         child.wait()
     priority.bring_back(child.pid)
+
+
+def test_who_gives_way_does_so_with_all_threads_but_those_that_are_favoured() -> None:
+    said = subprocess.run(
+        [sys.executable, "-I", "-c", GIVE_WAY], check=True, capture_output=True, text=True
+    ).stdout
+    favoured = -10 if os.geteuid() == 0 else 10  # only root may favour
+    assert {"mine": 10, "early": 10, "favoured": favoured, "late": 10} == json.loads(said)
