@@ -148,7 +148,8 @@ class Travellers:
             return found == [self._empty[machine.name]]
 
         registry.wait_for(is_empty, SETTLING)
-        assert found == [self._empty[machine.name]]
+        empty = self._empty[machine.name]
+        assert found == [empty], f"{machine.name} was\n{empty}\nand is\n{found[0]}"
 
     def end(self) -> None:
         """Remove it wherever it may be."""
