@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tests.cluster.cluster import PATIENCE, Machine, Outside
@@ -37,7 +38,7 @@ before=$(tail -n 1 /data/count)
 until now=$(tail -n 1 /data/count) && [ "$now" -gt "$before" ]; do usleep 10000; done
 echo "$now"
 """
-LEAVINGS = "nft list ruleset; lsns --noheadings --output NS,TYPE | sort; ip -o link | wc -l"
+LEAVINGS = "nft list ruleset; lsns --noheadings --output NS,TYPE; ip -o link | cut -d : -f 2"
 CLEAN = """
 cd "$PYMIGRATE_ROOT" 2>/dev/null || exit 0
 if [ -n "$(ls containers 2>/dev/null)" ]; then
@@ -61,7 +62,7 @@ class Travellers:
         self._image = image
         self.at: Machine | None = None
         self._met: dict[str, Machine] = {}
-        self._empty: dict[str, str] = {}
+        self._before: dict[str, Counter[str]] = {}
         self._moves = 0
         self._counted = 0
 
@@ -69,7 +70,7 @@ class Travellers:
         """Remember what a guest is like before the container was there."""
         if machine.name not in self._met:
             self._met[machine.name] = machine
-            self._empty[machine.name] = machine.sh(LEAVINGS).stdout
+            self._before[machine.name] = present(machine)
 
     def be_at(self, machine: Machine) -> None:
         """See to it that it runs there; if it did not come there, it begins anew."""
@@ -136,26 +137,32 @@ class Travellers:
             terminal.read_until(f"came MOVE-{self._moves} forty-two /dev/")
 
     def _look_at_leavings(self, machine: Machine) -> None:
-        """See that a guest becomes what it was before the container came.
+        """See that a guest has nothing more than it had before the container came.
 
-        CRIU's rules that lock the network were in the container's namespace, which went; the kernel
-        takes interfaces and namespaces apart in its own time.
+        It may have less: what another test had there may have been on its way out. CRIU's rules
+        that lock the network were in the container's namespace, which went; the kernel takes
+        interfaces and namespaces apart in its own time.
         """
-        found: list[str] = []
+        left: Counter[str] = Counter()
 
-        def is_empty() -> bool:
-            found[:] = [machine.sh(LEAVINGS).stdout]
-            return found == [self._empty[machine.name]]
+        def is_clean() -> bool:
+            nonlocal left
+            left = present(machine) - self._before[machine.name]
+            return not left
 
-        registry.wait_for(is_empty, SETTLING)
-        empty = self._empty[machine.name]
-        assert found == [empty], f"{machine.name} was\n{empty}\nand is\n{found[0]}"
+        assert registry.wait_for(is_clean, SETTLING), f"left on {machine.name}: {list(left)}"
 
     def end(self) -> None:
         """Remove it wherever it may be."""
         self.at = None
         for machine in self._met.values():
             machine.sh(CLEAN)
+
+
+def present(machine: Machine) -> Counter[str]:
+    """List the lines of its packet filter's rules, its namespaces and its interfaces."""
+    lines = machine.sh(LEAVINGS).stdout.splitlines()
+    return Counter(" ".join(line.split()) for line in lines)
 
 
 def counted(machine: Machine) -> int:
