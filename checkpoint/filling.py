@@ -26,6 +26,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
+from pymigrate.checkpoint import working_set
 from pymigrate.checkpoint.early_pages import Keeper
 from pymigrate.checkpoint.fill_words import (
     ATTACHED,
@@ -38,6 +39,7 @@ from pymigrate.checkpoint.fill_words import (
 )
 from pymigrate.checkpoint.memory_map import Extent, PageFile
 from pymigrate.checkpoint.pager import PAGE, Pager
+from pymigrate.checkpoint.working_set import Block
 from pymigrate.runtime import daemon, launch, lock, priority, syscalls
 from pymigrate.runtime.container import KILL_SECONDS, Container
 from pymigrate.runtime.errors import HostError, PymigrateError
@@ -97,8 +99,16 @@ class Filling:
     _pages: Pages
     _processes: _Processes
 
-    def __init__(self, work: Path, keeper: Keeper, attached: Callable[[], None]) -> None:
-        """Listen for CRIU in its work directory."""
+    def __init__(
+        self,
+        work: Path,
+        keeper: Keeper,
+        attached: Callable[[], None],
+        needed: Sequence[Block] = (),
+    ) -> None:
+        """Listen for CRIU in its work directory. Of the rest, ``needed`` come first."""
+        self._needed = needed
+        self.waited_for: list[Block] = []
         self._attached = attached
         self._heard: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._is_attached = False
@@ -131,12 +141,7 @@ class Filling:
             self._serve(heard)  # CRIU's own restorer may already wait for a page
         self._be_busy()  # what they need first, they need soon
         self._attached()
-        self._missing = (
-            (file, number)
-            for file in pages.files
-            for number in range(file.blocks)
-            if file.inner is not None and any(file.within(number))
-        )
+        self._missing = working_set.first(pages.files, self._needed)
         others = [threading.Thread(target=self._bring, name="bring") for _ in range(THREADS)]
         self._at_work = len(others)
         try:
@@ -207,6 +212,7 @@ class Filling:
             is_new = (file.name, number) not in self._done
             self._done.add((file.name, number))
         if is_new:
+            self.waited_for.append((file.name, number))
             self._place(file, number, content)
             self._be_busy()
 
@@ -277,7 +283,9 @@ def fill(connection: socket.socket, opened: Opened, supervised: Supervised) -> i
         try:
             with supervised(directory) as supervision:
                 keeper = _WhileSupervised(supervision)
-                filling = Filling(directory / "criu", keeper, attached)
+                hint = Path(str(plan["working_set"]))
+                needed = working_set.read(hint)
+                filling = Filling(directory / "criu", keeper, attached, needed)
                 try:
                     tell(READY)
                     with opened(plan, descriptors) as pages:
@@ -289,11 +297,20 @@ def fill(connection: socket.socket, opened: Opened, supervised: Supervised) -> i
                     raise
                 finally:
                     filling.close()
+                _keep(hint, [*needed, *filling.waited_for])
         except (OSError, PymigrateError) as error:
             traceback.print_exc(file=sys.stderr)  # the supervisor's log
             tell(FAILED, _said(error))
             return 1
     return 0
+
+
+def _keep(hint: Path, blocks: Sequence[Block]) -> None:
+    """Note for the next time what was waited for; a disk that is full costs nobody his memory."""
+    try:
+        working_set.write(hint, blocks)
+    except OSError:
+        traceback.print_exc(file=sys.stderr)  # the supervisor's log
 
 
 def _said(error: BaseException) -> str:

@@ -107,9 +107,12 @@ class Filler:
         if pid is not None:
             os.waitpid(pid, 0)
 
-    def tell(self, directory: Path, told: Told) -> None:
-        """Have it begin, for the container in this directory. Raises RestoreFailed."""
-        plan = {**told.plan, "directory": str(directory)}
+    def tell(self, directory: Path, told: Told, working_set: Path) -> None:
+        """Have it begin, for the container in this directory. Raises RestoreFailed.
+
+        ``working_set`` is where it notes what was waited for; see that module.
+        """
+        plan = {**told.plan, "directory": str(directory), "working_set": str(working_set)}
         try:
             socket.send_fds(self._connection, [fill_words.BEGIN], told.descriptors)
             self._connection.sendall(json.dumps(plan).encode() + b"\n")

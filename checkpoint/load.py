@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pymigrate.checkpoint import archive, fill_words, lazily
+from pymigrate.checkpoint import archive, fill_words, lazily, working_set
 from pymigrate.checkpoint.archive_pages import FromArchive
 from pymigrate.checkpoint.lazily import Filler, Skeleton, Told
 from pymigrate.checkpoint.manifest import Manifest
@@ -164,7 +164,8 @@ def load_from(host: Host, opened: Source, wishes: Wishes, launch: Launch | None 
                 told = skeleton.complete() if skeleton is not None else None
                 prepared = surroundings.result()
                 phases["prepare"] = time.monotonic() - begun - sum(phases.values())
-                loaded.pid = _hold(container, images, options, prepared, filler, told)
+                hint = working_set.place(host, opened.manifest)
+                loaded.pid = _hold(container, images, options, prepared, filler, told, hint)
             phases["restore"] = time.monotonic() - begun - sum(phases.values())
             # It is held, and its cable is out: nobody has seen it yet.
             if asked.result():
@@ -209,6 +210,7 @@ def _hold(
     prepared: PreparedRestore,
     filler: Filler | None,
     told: Told | None,
+    hint: Path,
 ) -> int:
     """Restore it; if its memory is to come, the filler has all processes when this returns."""
     from pymigrate.checkpoint import restore
@@ -216,7 +218,7 @@ def _hold(
     if filler is None or told is None:
         return restore.hold(container, images, options, prepared)
     restore.work_directory(container)
-    filler.tell(container.directory, told)
+    filler.tell(container.directory, told, hint)
     filler.await_word(fill_words.READY)
     try:
         pid = restore.hold(container, images, replace(options, lazy=True), prepared)

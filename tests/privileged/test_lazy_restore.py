@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from pymigrate.checkpoint import archive_pages, filling, load
+from pymigrate.checkpoint import archive_pages, filling, load, working_set
 from pymigrate.checkpoint.archive import Archive
 from pymigrate.checkpoint.archive_pages import ArchivePages
 from pymigrate.checkpoint.fill_words import Plan
@@ -169,10 +169,14 @@ def go_on(tool: Tool, name: str, wanted: str) -> None:
 
 @dataclass
 class Gate:
-    """Holds back what nobody waits for; ``spoiled`` makes it damaged when it is let through."""
+    """Holds back what nobody waits for; ``spoiled`` makes it damaged when it is let through.
+
+    ``brought`` are the blocks of it, in the order in which they were asked for.
+    """
 
     open: threading.Event = field(default_factory=threading.Event)
     spoiled: bool = False
+    brought: list[working_set.Block] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -197,6 +201,7 @@ class Gated:
 
     def block(self, file: PageFile, number: int) -> bytes:
         if threading.current_thread() not in self.gate.threads:
+            self.gate.brought.append((file.name, number))
             assert self.gate.open.wait(50)
             if self.gate.spoiled:
                 raise BadArchive("spoiled")
@@ -258,6 +263,30 @@ def test_processes_change_their_memory_before_it_is_there(
     assert [0] == gate.end()
     go_on(tool, "tree", LAST)
     opened(tool).check_whole()
+
+
+def test_the_next_restore_begins_with_what_was_waited_for(
+    tool: Tool, checkpointed: Path, gate: Gate
+) -> None:
+    restored(tool, checkpointed)
+    go_on(tool, "tree", FIRST)  # all of it by faults alone
+    gate.open.set()
+    assert [0] == gate.end()
+    hint = working_set.place(Host.open(tool.root), Archive.open(checkpointed).manifest)
+    needed = working_set.read(hint)
+    rest = set(gate.brought) - set(needed)
+    assert needed
+    assert rest
+    gate.brought.clear()
+    tool("rm", "-f", "tree")
+
+    restored(tool, checkpointed)
+
+    assert [0, 0] == gate.end()
+    behind = [number for number, block in enumerate(gate.brought) if block in rest]
+    ahead = [number for number, block in enumerate(gate.brought) if block in needed]
+    assert max(ahead) < min(behind) + filling.THREADS  # they ask at the same time
+    assert needed == working_set.read(hint)[: len(needed)]
 
 
 def test_a_killed_supervisor_costs_no_memory(tool: Tool, checkpointed: Path, gate: Gate) -> None:

@@ -251,6 +251,22 @@ def test_nothing_is_fetched_ahead_while_somebody_waits(
     one, whole = [(first, PAGE)], [(BLOCK, BLOCK)]
     rest = [(second, PAGE), (2 * BLOCK, BLOCK), (0, BLOCK)]
     assert played.placed == [*one, *whole, *one, *rest]
+    assert made.waited_for == [("pages-2.img", 1), ("pages-2.img", 2)]
+
+
+def test_what_was_waited_for_the_last_time_is_brought_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "CALM", 0.0)
+    monkeypatch.setattr(filling, "THREADS", 1)
+    made = filling.Filling(tmp_path, Keeper(), lambda: None, [("pages-2.img", 2)])
+    made.close()
+    played = Played()
+    made._pager = played  # type: ignore[assignment]
+    made._hear_attached(1)
+    made.run(played)
+    assert [2, 0, 1] == [played.read.get() for _ in range(3)]
+    assert made.waited_for == []
 
 
 class Broken(Played):
