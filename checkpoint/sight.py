@@ -273,6 +273,11 @@ def _opened(base: str) -> Iterator[Opened]:
             opened = next(filter(None, (_descriptor(base, number) for _ in range(_ATTEMPTS))), None)
         except _GONE:
             continue  # closed while we looked
+        except PermissionError:
+            # So says the kernel, too, of who has ended meanwhile (proc_pid_readlink() in
+            # fs/proc/base.c), which is to be told as that.
+            os.stat(base)  # noqa: PTH116 - raises it
+            raise
         if opened is not None:  # else it is another each time: what counts is seen by CRIU
             yield opened
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,35 @@ def test_a_descriptor_that_becomes_another_amid_the_look_is_no_mixture(
     finally:
         for fd in (*files, number):
             os.close(fd)
+
+
+def refused(path: str) -> PermissionError:
+    return PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+def test_who_ends_while_its_files_are_looked_at_is_gone_though_the_kernel_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look = os.readlink
+    with subprocess.Popen(["sleep", "1000"]) as child:
+
+        def ended(path: str) -> str:
+            if "/fd/" not in path:
+                return look(path)
+            child.kill()
+            child.wait()
+            raise refused(path)
+
+        monkeypatch.setattr(os, "readlink", ended)
+        assert sight.process(child.pid, own_group=True) is None
+
+
+def test_who_may_not_be_looked_at_is_no_process_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def look(path: str) -> str:
+        raise refused(path)
+
+    monkeypatch.setattr(os, "readlink", look)
+    with pytest.raises(PermissionError):
+        sight.process(os.getpid(), own_group=True)
