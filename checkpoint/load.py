@@ -164,8 +164,8 @@ def load_from(host: Host, opened: Source, wishes: Wishes, launch: Launch | None 
                 told = skeleton.complete() if skeleton is not None else None
                 prepared = surroundings.result()
                 phases["prepare"] = time.monotonic() - begun - sum(phases.values())
-                hint = working_set.place(host, opened.manifest)
-                loaded.pid = _hold(container, images, options, prepared, filler, told, hint)
+                source = opened.manifest  # as it is there, and not placed here
+                loaded.pid = _hold(container, images, options, prepared, filler, told, source)
             phases["restore"] = time.monotonic() - begun - sum(phases.values())
             # It is held, and its cable is out: nobody has seen it yet.
             if asked.result():
@@ -210,7 +210,7 @@ def _hold(
     prepared: PreparedRestore,
     filler: Filler | None,
     told: Told | None,
-    hint: Path,
+    manifest: Manifest,
 ) -> int:
     """Restore it; if its memory is to come, the filler has all processes when this returns."""
     from pymigrate.checkpoint import restore
@@ -218,7 +218,7 @@ def _hold(
     if filler is None or told is None:
         return restore.hold(container, images, options, prepared)
     restore.work_directory(container)
-    filler.tell(container.directory, told, hint)
+    filler.tell(container.directory, told, working_set.place(container.host, manifest))
     filler.await_word(fill_words.READY)
     try:
         pid = restore.hold(container, images, replace(options, lazy=True), prepared)

@@ -28,6 +28,7 @@ from pymigrate.checkpoint.requests import node_mounts
 from pymigrate.runtime import mounts
 from pymigrate.runtime.cgroups import Cgroup
 from pymigrate.runtime.container import Container
+from pymigrate.runtime.proc_links import gone_if_ended
 from pymigrate.runtime.settings import Spec
 from pymigrate.runtime.sockdiag import UnixSocket, unix_sockets
 
@@ -260,11 +261,16 @@ def process(pid: int, *, own_group: bool) -> Process | None:
             user=int(fields["Uid"].split()[0]),
             own_group=own_group,
             namespaces=namespaces,
-            opened=tuple(_opened(base)) if namespaces else (),
+            opened=_all_opened(pid) if namespaces else (),
             mapped=_mapped(base) if namespaces else (),
         )
     except _GONE:
         return None
+
+
+def _all_opened(pid: int) -> tuple[Opened, ...]:
+    with gone_if_ended(pid):
+        return tuple(_opened(f"/proc/{pid}"))
 
 
 def _opened(base: str) -> Iterator[Opened]:
@@ -273,11 +279,6 @@ def _opened(base: str) -> Iterator[Opened]:
             opened = next(filter(None, (_descriptor(base, number) for _ in range(_ATTEMPTS))), None)
         except _GONE:
             continue  # closed while we looked
-        except PermissionError:
-            # So says the kernel, too, of who has ended meanwhile (proc_pid_readlink() in
-            # fs/proc/base.c), which is to be told as that.
-            os.stat(base)  # noqa: PTH116 - raises it
-            raise
         if opened is not None:  # else it is another each time: what counts is seen by CRIU
             yield opened
 

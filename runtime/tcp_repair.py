@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pymigrate.runtime import syscalls
+from pymigrate.runtime.proc_links import gone_if_ended
 
 TCP_REPAIR = 19  # include/uapi/linux/tcp.h
 
@@ -24,7 +25,11 @@ def end(pids: Iterable[int]) -> int:
     ended = 0
     for pid in pids:
         # Gone, or this descriptor of it.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError), ExitStack() as opened:
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            gone_if_ended(pid),
+            ExitStack() as opened,
+        ):
             process = os.pidfd_open(pid)
             opened.callback(os.close, process)
             for path in Path(f"/proc/{pid}/fd").iterdir():

@@ -30,6 +30,7 @@ import numpy as np
 
 from pymigrate.runtime import syscalls, tracee, userfault
 from pymigrate.runtime.memory import Area, Memory, Range, Regions
+from pymigrate.runtime.proc_links import gone_if_ended
 
 _NOWHERE: Regions = np.zeros((0, 2), np.uint64)
 _PROGRAM = (sys.executable, "-I", "-m", tracee.__name__)
@@ -146,7 +147,7 @@ def is_here() -> bool:
 def _reads_directly(pid: int) -> bool:
     """Say whether a process has a file or a disk open with O_DIRECT; also if it cannot be told."""
     try:
-        with os.scandir(f"/proc/{pid}/fd") as found:
+        with os.scandir(f"/proc/{pid}/fd") as found, gone_if_ended(pid):
             return any(_is_direct(pid, each) for each in found)
     except (FileNotFoundError, ProcessLookupError):
         return True

@@ -269,6 +269,17 @@ def test_what_was_waited_for_the_last_time_is_brought_first(
     assert made.waited_for == []
 
 
+def test_a_hint_that_cannot_be_kept_is_told_in_the_log_and_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_way = tmp_path / "working-sets"
+    in_the_way.write_text("")
+
+    filling._keep(in_the_way / "hint.json", [("pages-2.img", 1)])
+
+    assert "working-sets" in capsys.readouterr().err
+
+
 class Broken(Played):
     """Its last block is not what it has to be."""
 
