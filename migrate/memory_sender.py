@@ -383,11 +383,12 @@ class MemorySender:
                 if not self._outbox.has_piece:
                     break
                 piece = self._outbox.next()
+            late = piece.packing is not None and not piece.packing.done()
             packed = None if piece.packing is None else piece.packing.result()
             wire = piece.length if packed is None else len(packed)
             with self._changed:
                 # First: the other side may say that it was taken at once.
-                self._pace.gone(piece.length, wire, time.monotonic())
+                self._pace.gone(piece.length, wire, time.monotonic(), late=late)
             gone = partial(self._has_left, piece.buffer)
             self.sent.wire += self._speaker.say(piece.plain, packed, gone)
         self._speaker.end()

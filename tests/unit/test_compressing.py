@@ -1,0 +1,189 @@
+"""When what goes by a link is compressed, and how much."""
+
+from __future__ import annotations
+
+import pytest
+
+from pymigrate.migrate.compressing import (
+    CALM,
+    HIGHEST,
+    LEVEL,
+    LEVELS,
+    REST,
+    SAMPLES,
+    SOME,
+    SURELY,
+    WORTHWHILE,
+)
+from pymigrate.migrate.pace import BEGINNING, Pace
+from tests.fakes.links import BATCH, Link, carried
+
+SLOW, LESS = LEVELS[-1]  # a link of so many bytes a second just has this level
+
+
+def test_a_link_that_is_slow_from_its_first_bytes_is_compressed_at_once() -> None:
+    pace = Pace()
+    link = Link(SURELY * 0.8)
+    while link.now < BEGINNING / 2:
+        link.carry(pace, 1, blocked=True)
+
+    assert LEVEL == pace.level
+
+
+def test_a_beginning_that_was_slower_than_the_link_is_seen_to_have_been() -> None:
+    pace = Pace()
+    link = Link(SURELY * 0.8, cpus=SURELY * 2.4)
+    link.carry(pace, SAMPLES // 4, blocked=True)
+    tried = pace.level
+    link.rate = 2 * WORTHWHILE
+    link.carry(pace, SAMPLES, blocked=True)
+    seen = pace.level
+    link.carry(pace, 2 * REST, blocked=True)
+
+    assert LEVEL == tried
+    assert [None, None] == [seen, pace.level]
+
+
+def test_a_burst_after_a_pause_is_not_taken_for_a_faster_link() -> None:
+    pace = Pace()
+    link = Link(12.5e6)
+    link.carry(pace, SAMPLES // 2, blocked=True)
+    tried = pace.level
+    for _ in range(4):
+        link.now += 0.3
+        link.rate = 80e6
+        link.carry(pace, 8, blocked=True)
+        assert pace.level is not None
+        link.rate = 12.5e6
+        link.carry(pace, SAMPLES // 4, blocked=True)
+        assert tried == pace.level
+
+    assert HIGHEST == tried
+
+
+@pytest.mark.parametrize(("bound", "level"), LEVELS)
+def test_the_slower_a_link_the_more_is_spent_on_each_byte(bound: float, level: int) -> None:
+    pace, limited = Pace(), Pace(bound * 0.9)
+    carried(pace, bound * 0.9, SAMPLES * 4, blocked=True)
+
+    assert [level, level] == [pace.level, limited.level]
+
+
+def test_whoever_the_link_waits_for_spends_less_until_it_does_not_wait_any_more() -> None:
+    pace = Pace(SLOW * 0.9)
+    begun = pace.level
+    for _ in range(SOME):
+        pace.gone(BATCH, BATCH // 2, late=True)
+    busy = pace.level
+    for count in range(SOME * CALM):
+        assert LEVEL == pace.level
+        pace.gone(BATCH, BATCH // 2, late=count % SOME == 0)
+
+    assert [LESS, LEVEL, LESS] == [begun, busy, pace.level]
+
+
+def test_whoever_is_late_at_the_least_level_judges_again_when_the_beginning_is_over() -> None:
+    pace = Pace()
+    link = Link(SLOW * 0.8, cpus=SLOW)
+    link.carry(pace, SAMPLES // 8, blocked=True)
+    while pace.level is None:
+        link.carry(pace, 1, blocked=True)
+    levels = [pace.level]
+    for _ in range(2 * SOME):
+        link.carry(pace, 1, blocked=True)
+        levels += [pace.level] if levels[-1] != pace.level else []
+
+    assert [LESS, LEVEL, None] == levels
+
+
+def test_a_slow_link_gets_its_bytes_compressed_and_a_fast_one_does_not() -> None:
+    slow, fast, idle = Pace(), Pace(), Pace()
+    carried(slow, 12.5e6, SAMPLES, blocked=True)
+    carried(fast, 1e9, SAMPLES * 10, blocked=True)
+    carried(idle, 12.5e6, SAMPLES, blocked=False)
+
+    assert slow.level is not None
+    assert fast.level is None
+    assert idle.level is None
+
+
+def test_compression_ends_when_the_link_is_not_what_is_waited_for() -> None:
+    pace = Pace()
+    link = Link(12.5e6)
+    link.carry(pace, SAMPLES, blocked=True)
+    before = pace.level
+    link.carry(pace, SAMPLES, blocked=False)
+
+    assert before is not None
+    assert pace.level is None
+
+
+def test_compression_that_brings_no_more_pages_is_given_up_and_not_tried_again_soon() -> None:
+    incompressible, busy, good = Pace(), Pace(), Pace()
+    levels = []
+    for pace, link in (
+        (incompressible, Link(100e6, ratio=1.0)),
+        (busy, Link(100e6, cpus=90e6)),
+        (good, Link(100e6)),
+    ):
+        link.carry(pace, SAMPLES * 2, blocked=True)
+        link.carry(pace, REST // 2, blocked=True)
+        levels.append(pace.level)
+
+    assert [None, None, LEVEL] == levels
+
+
+def test_after_a_rest_compression_is_tried_again() -> None:
+    pace = Pace()
+    link = Link(100e6, ratio=1.0)
+    link.carry(pace, SAMPLES, blocked=True)
+    given_up = pace.level
+    link.ratio = 3.0  # what comes now is of another kind
+
+    link.carry(pace, REST + SAMPLES, blocked=True)
+
+    assert given_up is None
+    assert LEVEL == pace.level
+
+
+def test_a_fast_link_whose_beginning_is_slow_is_not_compressed() -> None:
+    pace = Pace()
+    link = Link(2 * SURELY * 0.9)
+    link.carry(pace, SAMPLES // 2, blocked=True)
+    link.rate = 2 * WORTHWHILE
+    link.carry(pace, SAMPLES * 2, blocked=True)
+
+    assert pace.level is None
+
+
+def test_compression_ends_on_a_link_that_turns_out_to_be_fast() -> None:
+    pace = Pace()
+    link = Link(SURELY * 1.2, cpus=SURELY * 1.5)
+    link.carry(pace, SAMPLES * 2, blocked=True)
+    compressed = pace.level
+    link.rate = 2 * WORTHWHILE
+
+    link.carry(pace, REST + SAMPLES, blocked=True)
+
+    assert compressed == LEVEL
+    assert pace.level is None
+
+
+def test_a_link_that_is_surely_slow_stays_compressed() -> None:
+    pace = Pace()
+    link = Link(SURELY / 2)
+    link.carry(pace, SAMPLES, blocked=True)
+    levels: set[int | None] = set()
+    for _ in range(2 * REST):
+        link.carry(pace, 1, blocked=True)
+        levels.add(pace.level)
+
+    assert {LEVEL} == levels
+
+
+def test_what_is_limited_below_what_zstd_gives_is_compressed_from_the_start() -> None:
+    slow, fast = Pace(12.5e6), Pace(2 * WORTHWHILE)
+    carried(slow, 12.5e6, SAMPLES * 2, blocked=False)
+
+    assert slow.level is not None
+    assert fast.level is None
