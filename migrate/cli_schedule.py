@@ -256,7 +256,7 @@ def rm(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make a snapshot now."""
-    done = _schedules(arguments).run(arguments.name)
+    done = _schedules(arguments).run(arguments.name, debug=arguments.debug)
     if arguments.json:
         output.emit(done.to_document())
         return 0

@@ -320,10 +320,11 @@ class Schedules:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         return [run for line in lines if (run := Run.from_line(line)) is not None]
 
-    def run(self, name: str, *, wait: bool = True) -> Run:
+    def run(self, name: str, *, wait: bool = True, debug: bool = False) -> Run:
         """Make a snapshot now and thin out those of this schedule; the run is written down.
 
-        ``wait``: up to the schedule's jitter first, so that many hosts do not begin at once.
+        ``wait``: up to the schedule's jitter first, so that many hosts do not begin at once;
+        ``debug``: what CRIU is asked for and says is shown and kept.
 
         Raises:
             PymigrateError: whatever made it fail; that is in the history too.
@@ -339,7 +340,7 @@ class Schedules:
             with self._alone(name):
                 if schedule.before:
                     run_report.run_command(schedule.before, {"PYMIGRATE_CONTAINER": name})
-                run = _snapshot(self.host, schedule, started, begun)
+                run = _snapshot(self.host, schedule, started, begun, debug=debug)
         except (PymigrateError, OSError) as error:
             run = _failure(error, started, time.monotonic() - begun)
             try:
@@ -430,7 +431,7 @@ def program(host: Host) -> list[str]:
     return [sys.executable, "-I", "-m", "pymigrate.migrate", "--root", str(host.root)]
 
 
-def _snapshot(host: Host, schedule: Schedule, started: str, begun: float) -> Run:
+def _snapshot(host: Host, schedule: Schedule, started: str, begun: float, *, debug: bool) -> Run:
     from pymigrate.checkpoint.requests import DumpOptions
     from pymigrate.migrate import snapshots
 
@@ -438,7 +439,7 @@ def _snapshot(host: Host, schedule: Schedule, started: str, begun: float) -> Run
     key_file = None if schedule.key_file is None else Path(schedule.key_file)
     secret = snapshots.read_secret(key_file)
     container = Container.open(host, schedule.name)
-    options = DumpOptions(leave_running=True, skip=schedule.skip)
+    options = DumpOptions(leave_running=True, debug=debug, skip=schedule.skip)
     removed = freed = 0
     with snapshots.opened(where, secret, host.root, make=True) as repository:
         made = snapshots.create(container, repository, [TAG], options)
