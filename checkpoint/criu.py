@@ -18,7 +18,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -196,10 +195,6 @@ class Session:
 
     def ask(self, kind: str, options: Mapping[str, object]) -> None:
         """Send the request; `kind` is a name of CRIU's criu_req_type, such as ``DUMP``."""
-        if "logging" in sys.modules:  # loaded by who wants to see it, for it costs 6 ms
-            sys.modules["logging"].getLogger(__name__).debug(
-                "criu is asked: %s %s", kind, json.dumps(options)
-            )
         rpc = self._messages
         request = rpc.criu_req(type=rpc.criu_req_type.Value(kind))
         _fill(request.opts, options)
@@ -377,8 +372,15 @@ def _descriptor(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
     return None
 
 
-def keep_request(path: Path, fields: Mapping[str, object]) -> None:
-    """Write down what CRIU is asked for: numbers, and paths of mounts; nobody's words or keys."""
+def keep_request(path: Path, kind: str, fields: Mapping[str, object]) -> None:
+    """Show a maintainer what CRIU is about to be asked for, and write it down; see `Session.ask`.
+
+    It is numbers, and paths of mounts; nobody's words or keys. For who debugs: to load ``logging``
+    takes 6 ms, which all others need not wait for, least of all while a container is frozen.
+    """
+    import logging
+
+    logging.getLogger(__name__).debug("criu is asked: %s %s", kind, json.dumps(fields))
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")

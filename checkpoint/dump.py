@@ -323,7 +323,7 @@ def _hold(
         session.before_kill = container.freeze
         fields = dump_fields(subject, images_fd, options, config)
         if options.debug:
-            criu.keep_request(container.directory / KEPT_REQUEST, fields)
+            criu.keep_request(container.directory / KEPT_REQUEST, "DUMP", fields)
             opened.callback(_keep_log, container, images)
         try:
             session.ask("DUMP", fields)

@@ -38,7 +38,8 @@ from pymigrate.checkpoint.fill_words import (
     Plan,
 )
 from pymigrate.checkpoint.memory_map import Extent, PageFile
-from pymigrate.checkpoint.pager import PAGE, Pager
+from pymigrate.checkpoint.pager import Pager
+from pymigrate.checkpoint.ready import PAGE
 from pymigrate.checkpoint.working_set import Block
 from pymigrate.runtime import daemon, launch, lock, priority, syscalls
 from pymigrate.runtime.container import KILL_SECONDS, Container

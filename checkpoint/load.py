@@ -39,6 +39,10 @@ from pymigrate.runtime.values import dataclass, field, replace
 if TYPE_CHECKING:
     from pymigrate.checkpoint.restore import PreparedRestore
 
+STUCK_SECONDS = 5.0
+"""After a failure, until a supervisor that still prepares is left alone: most undo it sooner, and
+only of one that is waited for nothing is left when the command ends."""
+
 _NOTHING = "nothing was changed"
 
 
@@ -199,6 +203,14 @@ def _surroundings(
         try:
             criu.messages()  # slow to load
             yield made
+        except BaseException:  # also Ctrl-C, which must not wait for a supervisor that is stuck
+            ended = False
+            try:
+                ended = made.wait(STUCK_SECONDS)
+            finally:  # also after a second Ctrl-C
+                if not ended:
+                    launch.give_up()
+            raise
         finally:
             made.wait()
 

@@ -1,11 +1,11 @@
-"""Fill the memory of processes that CRIU restores lazily: what they wait for first, then the rest.
+"""Fill the memory of processes that CRIU restores lazily, while they run and change it.
 
 CRIU gives us a userfaultfd for each process, by a socket in its work directory; so a restore is
 complete, and its processes may run, while their memory is still on its way. The pager hears which
 pages they wait for and tells whoever has them (`wanted`); what arrives is put in place by `fill`
 and `zero`. Pages that arrived before there were processes lie aside (`put_aside`), also if the line
-is cut and another pager goes on. Once it is said that they hold (`settle`), which may be before the
-restore, they need nobody else: what is waited for of them is put in place at once, then the rest.
+is cut and another pager goes on. Once it is said that they hold (`ready.settle`), which may be
+before the restore, they need nobody else: see ``ready_placer.py``.
 
 Memory that nobody fills would read as zeros as soon as the last userfaultfd is closed. So each is
 also given to a keeper (the container's supervisor): if we are killed, the processes wait, and the
@@ -24,15 +24,15 @@ import selectors
 import socket
 import struct
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pymigrate.checkpoint import space_log
 from pymigrate.checkpoint.early_pages import EarlyPages, Keeper
-from pymigrate.checkpoint.placing import PIECE, Hole, Places
-from pymigrate.checkpoint.ready import Content, Ready
+from pymigrate.checkpoint.placing import Hole, Places
+from pymigrate.checkpoint.ready import PAGE
+from pymigrate.checkpoint.ready_placer import ReadyPlacer
 from pymigrate.checkpoint.space import Space
 from pymigrate.checkpoint.space_log import SpaceLog
 from pymigrate.runtime import priority, syscalls, userfault
@@ -41,14 +41,11 @@ from pymigrate.runtime.userfault import Event
 
 if TYPE_CHECKING:
     from pymigrate.checkpoint.known_pages import Addresses
-    from pymigrate.checkpoint.ready_pages import ReadyPages
 
 Buffer = bytes | memoryview
-PAGE = 4096
 SOCKET = "lazy-pages.socket"
 _PID = struct.Struct("=i")
 _FINISHED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
-_AROUND = 64 << 10  # bytes of which all that is ready is put in place with a page waited for
 
 
 class _Closed(Exception):
@@ -58,9 +55,9 @@ class _Closed(Exception):
 class Pager:
     """Fills the memory of one restored container.
 
-    `fill`, `zero` and `answer` are for any thread, `settle`, `put_aside` and `finish` for one; of
-    ours, one hears the processes, one puts in place what is ready. ``wanted(inner, address)`` and
-    ``attached(count)`` are called in ours.
+    `fill`, `zero` and `answer` are for any thread, `put_aside`, `finish` and what the source says
+    to ``ready`` for one; of ours, one hears the processes, one puts in place what is ready.
+    ``wanted(inner, address)`` and ``attached(count)`` are called in ours.
     """
 
     def __init__(
@@ -77,7 +74,6 @@ class Pager:
 
         ``failed`` is called, in our thread, when there is something for `check` to raise.
         """
-        self.held = 0  # pages put in place that lay aside before
         self.faults = 0  # times that a process waited
         self._filled = 0  # pages put in place as they came
         self._counting = threading.Lock()
@@ -86,29 +82,20 @@ class Pager:
         self._wanted = wanted
         self._attached = attached
         self._failed = failed
-        self._early = EarlyPages(keeper, room)
-        self._socket = 0  # its inode
-        self._places = Places(self.check)
         self._failure: BaseException | None = None
+        self._early = EarlyPages(keeper, room)
+        self._places = Places(self.check)
+        self.ready = ReadyPlacer(self._places, self._early, self._fail, room=room)
+        """What holds already, and is put in place as soon as there are processes."""
+        self._socket = 0  # its inode
         self._count = 0
-        self._most = room // PAGE
-        self._ready: ReadyPages | None = None
-        self._waited: set[tuple[int, int]] = set()  # pages that are not ready yet
-        self._windows: set[tuple[int, int]] = set()  # in which pages were waited for
-        self._urgent: deque[Ready | Hole] = deque()
-        self._placing = threading.Condition()
-        self._is_attached = False
-        self._is_arriving = False
-        self._all_is_said = False
-        self._is_ending = False
         self._selector = selectors.PollSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._hear, name="pager", daemon=True)
-        self._placer = threading.Thread(target=self._place_ready, name="pager-placer", daemon=True)
         self._resume_or_listen()
         self._thread.start()
-        self._placer.start()
+        self.ready.start()
 
     # The processes.
 
@@ -136,10 +123,6 @@ class Pager:
             os.close(directory)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
 
-    def holds(self, inner: int) -> bool:
-        """Say whether anything of a process lies aside."""
-        return self._early.holds(inner)
-
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
         self._selector.unregister(listener)
@@ -166,16 +149,8 @@ class Pager:
             self._log.restored(space)
 
     def _attach(self) -> None:
-        """All memory is registered now: what is put in place before that could be passed over."""
-        with self._placing:
-            self._is_attached = True
-            self._placing.notify_all()
+        self.ready.attach()
         self._attached(self._count)
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether all processes are there, and their memory can be filled."""
-        return self._is_attached
 
     def _add(self, space: Space) -> None:
         os.set_blocking(space.fd, False)
@@ -200,8 +175,7 @@ class Pager:
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error  # raised by `check`, in the thread that fills
         self._failed()
-        with self._placing:
-            self._placing.notify_all()
+        self.ready.stop()
 
     def _read_messages(self, space: Space) -> None:
         """Do what the messages ask for; a change of memory is over before anything is filled.
@@ -221,49 +195,9 @@ class Pager:
         for here, origin in wanted:
             self.faults += 1
             if origin is None:
-                self._put_soon([Hole(space, here)])
-            else:
-                self._want(space.inner, origin)
-
-    def _want(self, inner: int, address: int) -> None:
-        """Have a page of the source put in place soon, if it is not here by who has it."""
-        with self._placing:
-            ready = self._ready_around(inner, address)
-            if ready:
-                self._put_soon(ready)
-            else:
-                self._waited.add((inner, address))
-        if not ready:
-            self._wanted(inner, address)
-
-    def _put_soon(self, what: Sequence[Ready | Hole]) -> None:
-        with self._placing:
-            self._urgent.extend(what)
-            self._placing.notify_all()
-
-    def _ready_around(self, inner: int, address: int) -> list[Ready]:
-        """Return what can be put in place for who waits for a page, that page first."""
-        window = (inner, address // _AROUND)
-        # Before all memory is registered, a page beside this one could be passed over; and what was
-        # put in place with another is not tried again.
-        is_first = self._is_attached and window not in self._windows
-        ready = self._find(inner, address, _AROUND if is_first else PAGE)
-        if ready and is_first:
-            self._windows.add(window)
-        if not ready and self._all_is_said:
-            ready = [Ready(inner, address, PAGE, Content.ZERO)]
-        return ready
-
-    def _find(self, inner: int, address: int, around: int = PAGE) -> list[Ready]:
-        return [] if self._ready is None else self._ready.find(inner, address, around)
-
-    def _readies(self) -> ReadyPages:
-        """Return what lies ready; it needs numpy, which a filler, that has none of it, has not."""
-        if self._ready is None:
-            from pymigrate.checkpoint.ready_pages import ReadyPages
-
-            self._ready = ReadyPages(self._most)
-        return self._ready
+                self.ready.clear(Hole(space, here))
+            elif not self.ready.want(space.inner, origin):
+                self._wanted(space.inner, origin)
 
     def _change(self, space: Space, message: userfault.Message) -> None:
         """Follow a change.
@@ -309,10 +243,14 @@ class Pager:
         """Keep pages that may still change where they come from. Raises NoSpace over the bound."""
         self._early.put(inner, address, content)
 
+    def holds(self, inner: int) -> bool:
+        """Say whether anything of a process lies aside."""
+        return self._early.holds(inner)
+
     def fill(self, inner: int, address: int, content: memoryview) -> None:
         """Put pages in place, wherever they belong by now."""
         source = syscalls.address_of(content)
-        self._has_come(inner, address)
+        self.ready.has_come(inner, address)
         self._places.place(inner, address, len(content), source)
         self._count_filled(len(content))
 
@@ -322,14 +260,14 @@ class Pager:
         """Do so for runs of pages of one process, whose content is one behind the other."""
         source = syscalls.address_of(content)
         for address, length in zip(addresses.tolist(), (pages * PAGE).tolist(), strict=True):
-            self._has_come(inner, address)
+            self.ready.has_come(inner, address)
             self._places.place(inner, address, length, source)
             source += length
         self._count_filled(len(content))
 
     def zero(self, inner: int, address: int, length: int) -> None:
         """Put pages of zeros in place."""
-        self._has_come(inner, address)
+        self.ready.has_come(inner, address)
         self._places.place(inner, address, length, None)
         self._count_filled(length)
 
@@ -342,136 +280,25 @@ class Pager:
         source = None if content is None else syscalls.address_of(content)
         self._places.place(inner, address, length, source, is_urgent=True)
         for at in range(address, address + length, PAGE):
-            self._has_come(inner, at)
+            self.ready.has_come(inner, at)
 
     def _count_filled(self, length: int) -> None:
         with self._counting:
             self._filled += length // PAGE
 
-    def _has_come(self, inner: int, address: int) -> None:
-        if (inner, address) in self._waited:
-            with self._placing:
-                self._waited.discard((inner, address))
-
-    @contextlib.contextmanager
-    def arriving(self) -> Iterator[None]:
-        """Put in place what has just come before anything that only is ready."""
-        self._is_arriving = True
-        try:
-            yield
-        finally:
-            with self._placing:
-                self._is_arriving = False
-                self._placing.notify_all()
-
     @property
     def filled(self) -> int:
         """Pages put in place so far."""
-        return self._filled + self.held
+        return self._filled + self.ready.placed
 
     @property
     def is_alone(self) -> bool:
         """Whether all processes have ended, as far as filling them has shown."""
         return self._places.are_gone
 
-    def settle(self, inner: int, address: int, length: int, content: Content) -> None:
-        """Say that pages which lie aside, or are zeros, hold for good: we put them in place.
-
-        Raises ProtocolError if nothing of that process lies aside; `check` does for single pages.
-        """
-        if content is Content.ASIDE and not self._early.holds(inner):
-            raise ProtocolError(f"pages at {address:#x} were never sent")
-        with self._placing:
-            self._readies().add(Ready(inner, address, length, content))
-            self._catch_up(inner)
-
-    def settle_all(
-        self,
-        inner: int,
-        addresses: Addresses,
-        pages: Addresses,
-        contents: Addresses,
-        *,
-        soon: bool = False,
-    ) -> None:
-        """Do so for many runs of pages of one process, by ascending addresses.
-
-        What will be needed ``soon`` goes before all that is not.
-        """
-        if (contents == Content.ASIDE).any() and not self._early.holds(inner):
-            raise ProtocolError(f"pages of process {inner} were never sent")
-        with self._placing:
-            self._readies().add_all(inner, addresses, pages, contents, soon=soon)
-            self._catch_up(inner)
-
-    def all_is_said(self) -> None:
-        """Take what is neither there nor ready for zeros: all else was spoken of."""
-        with self._placing:
-            self._all_is_said = True
-            self._urgent.extend(Ready(*key, PAGE, Content.ZERO) for key in self._waited)
-            self._waited.clear()
-            self._placing.notify_all()
-
-    def _catch_up(self, inner: int) -> None:
-        """Put in place soon what was asked for when it was on its way already."""
-        for key in [key for key in self._waited if key[0] == inner]:
-            if ready := self._find(*key):
-                self._waited.remove(key)
-                self._urgent.extend(ready)
-        self._placing.notify_all()
-
-    def _place_ready(self) -> None:
-        """Put in place what is ready, what is waited for first; ends when asked to and done."""
-        buffer = memoryview(bytearray(PIECE))
-        try:
-            while self._failure is None:
-                urgent = run = None
-                with self._placing:
-                    if self._urgent:
-                        urgent = self._urgent.popleft()
-                    elif self._is_attached and not self._is_arriving:
-                        run = None if self._ready is None else self._ready.take(PIECE)
-                    if urgent is None and run is None:
-                        if self._is_ending:
-                            return
-                        self._placing.wait()
-                if isinstance(urgent, Hole):
-                    self._places.clear(urgent)
-                elif urgent is not None:
-                    self._put(urgent, buffer, is_urgent=True)
-                elif run is not None:
-                    self._put(run, buffer)
-                    if run.content is Content.ASIDE:
-                        # So that the memory of a container is not there twice in the end.
-                        self._early.drop(run.inner, run.address, run.length)
-                    self.held += run.length // PAGE
-        except BaseException as error:
-            self._fail(error)
-
-    def _put(self, run: Ready, buffer: memoryview, *, is_urgent: bool = False) -> None:
-        """Put pages in place that are ready.
-
-        What was in place already stays as it is: so pages that were waited for may come once more
-        with the rest, though nothing lies aside of them by then.
-        """
-        if run.content is Content.ZERO:
-            self._places.place(run.inner, run.address, run.length, None, is_urgent=is_urgent)
-            return
-        view = buffer[: run.length]
-        self._early.read(run.inner, run.address, view)
-        source = syscalls.address_of(view)
-        self._places.place(run.inner, run.address, run.length, source, is_urgent=is_urgent)
-
     def finish(self) -> None:
         """Let go: everything is in place, and what is still absent is zeros."""
-        self.all_is_said()
-        with self._placing:
-            # Whoever says that all was sent before the restore has sent something else.
-            if not self._is_attached:
-                raise ProtocolError("the memory ended before there were processes that have it")
-            self._is_ending = True
-            self._placing.notify_all()
-        self._placer.join()  # first: it needs to be told of changes
+        self.ready.finish()  # first: it needs to be told of changes
         self._stop()
         self.check()
         self._keeper.drop_kept()
@@ -482,18 +309,13 @@ class Pager:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
 
-    def _stop_placing(self) -> None:
-        """Have nothing more put in place."""
-        self._failure = self._failure or _Closed()
-        with self._placing:
-            self._placing.notify_all()
-        self._placer.join()
-
     def close(self) -> None:
         """Go away without having finished; the processes wait for the next pager."""
         if self._wake < 0:
             return
-        self._stop_placing()
+        self._failure = self._failure or _Closed()  # what is being put in place gives up
+        self.ready.stop()
+        self.ready.join()
         self._stop()
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+PAGE = 4096
+
 
 class Content(enum.IntEnum):
     """Where the content of a page is."""

@@ -120,7 +120,7 @@ def hold(
             ),
         )
         if options.debug:
-            criu.keep_request(work / KEPT_REQUEST, fields)
+            criu.keep_request(work / KEPT_REQUEST, "RESTORE", fields)
         try:
             session.ask("RESTORE", fields)
             pid = _converse(session, supervision, container, work)

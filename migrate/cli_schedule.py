@@ -17,7 +17,8 @@ from pymigrate.runtime.host import Host
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pymigrate.migrate.schedule import Run, Schedule, Schedules
+    from pymigrate.migrate.run_history import Run
+    from pymigrate.migrate.schedule import Schedule, Schedules
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -256,7 +257,7 @@ def rm(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make a snapshot now."""
-    done = _schedules(arguments).run(arguments.name)
+    done = _schedules(arguments).run(arguments.name, debug=arguments.debug)
     if arguments.json:
         output.emit(done.to_document())
         return 0

@@ -65,7 +65,7 @@ def receive(arriving: Arriving, listener: Listener, *, tells_placed: bool = Fals
                 batch = pages.decode(piece)
                 if batch.stage is Stage.FINAL:
                     priority.come_back()  # it is frozen, and clients wait
-                with pager.arriving():
+                with pager.ready.arriving():
                     _take(pager, batch)
                 if _asks(batch) and pager.holds(batch.inner):
                     listener.tell(pages.news(News.HELD, inner=batch.inner))
@@ -81,7 +81,7 @@ def receive(arriving: Arriving, listener: Listener, *, tells_placed: bool = Fals
                 lane.close()
             pager.close()
     listener.tell(pages.news(News.COMPLETE))
-    return m.PagesTaken(pages=pager.filled, early=pager.held, wanted=pager.faults)
+    return m.PagesTaken(pages=pager.filled, early=pager.ready.placed, wanted=pager.faults)
 
 
 def _asks(batch: Batch) -> bool:
@@ -91,7 +91,7 @@ def _asks(batch: Batch) -> bool:
 def _take(pager: Pager, batch: Batch) -> None:
     is_final = batch.stage is Stage.FINAL
     here, others = batch.runs.only(Kind.CONTENT), batch.runs.only(Kind.ZERO, Kind.SAME)
-    if is_final and pager.is_attached:
+    if is_final and pager.ready.is_attached:
         pager.fill_all(batch.inner, here.addresses, here.pages, batch.content)
     else:
         at = 0
@@ -101,7 +101,7 @@ def _take(pager: Pager, batch: Batch) -> None:
         if is_final:
             _settle(pager, batch.inner, here, soon=True)
     if is_final and not len(batch.runs):
-        pager.all_is_said()
+        pager.ready.all_is_said()
     elif is_final:
         _settle(pager, batch.inner, others, soon=False)
 
@@ -110,4 +110,4 @@ def _settle(pager: Pager, inner: int, runs: Runs, *, soon: bool) -> None:
     if len(runs):
         contents = np.where(runs.kinds == Kind.ZERO, Content.ZERO, Content.ASIDE)
         given = runs.addresses, runs.pages, contents.astype(np.uint64)
-        pager.settle_all(inner, *given, soon=soon)
+        pager.ready.settle_all(inner, *given, soon=soon)

@@ -1,7 +1,7 @@
-"""Snapshots at times: what is to be done when, one run of it, and what became of all runs.
+"""Snapshots at times: what is to be done when, and one run of it.
 
 Each schedule has a directory below ``ROOT/schedules/``, named as its container: ``schedule.json``
-says what to do, ``history`` has a JSON object a line for each run, and flock(2) on ``run.lock``
+says what to do, ``history`` what became of all runs (run_history.py), and flock(2) on ``run.lock``
 keeps two runs from meeting. Cron only starts ``pymigrate schedule run NAME``.
 """
 
@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pymigrate.migrate import crontabs, missed, run_report, timers
+from pymigrate.migrate import crontabs, missed, run_history, run_report, timers
 from pymigrate.migrate.retention import Policy
+from pymigrate.migrate.run_history import MISSED, History, Run
 from pymigrate.runtime import lock
 from pymigrate.runtime.container import Container
 from pymigrate.runtime.errors import HostError, NotFound, PymigrateError, UsageError, WrongState
@@ -32,12 +33,8 @@ TAG = "scheduled"
 """Snapshots with it are thinned out by the rules; those made by hand are not."""
 
 MAX_JITTER = 3600
-_HISTORY = "history"
 _DEFINITION = "schedule.json"
-_MAX_HISTORY = 4 << 20  # bytes; the older half is dropped then, about 5000 runs
 _LOCK_FILE = "run.lock"
-_REMEMBERED = 1000  # runs at least that are remembered, whatever was dropped
-MISSED = "missed"
 _UNSEEN = "it was due, and no run is known: was the host off, or cron not running?"
 
 
@@ -126,52 +123,6 @@ class Schedule:
             raise HostError(
                 f"a {_DEFINITION} is damaged: {error}", hint="pymigrate schedule add it again"
             ) from error
-
-
-@dataclass(frozen=True)
-class Run:
-    """What became of one run; ``result`` is ok, failed, skipped or missed, times are in UTC."""
-
-    started: str
-    seconds: float
-    result: str
-    snapshot: str = ""
-    frozen_seconds: float = 0.0
-    new_bytes: int = 0
-    removed: int = 0
-    freed_bytes: int = 0
-    exit_code: int = 0
-    error: str = ""
-
-    @property
-    def is_missed(self) -> bool:
-        """Whether it never began."""
-        return self.result == MISSED
-
-    def to_document(self) -> dict[str, object]:
-        """Return it for JSON."""
-        return {
-            "started": self.started,
-            "seconds": round(self.seconds, 3),
-            "result": self.result,
-            "snapshot": self.snapshot,
-            "frozen_seconds": round(self.frozen_seconds, 6),
-            "new_bytes": self.new_bytes,
-            "removed": self.removed,
-            "freed_bytes": self.freed_bytes,
-            "exit_code": self.exit_code,
-            "error": self.error,
-        }
-
-    @classmethod
-    def from_line(cls, line: str) -> Run | None:
-        """Read a line of a history; None for a torn one."""
-        try:
-            run = cls(**json.loads(line))
-            datetime.fromisoformat(run.started)
-            return run
-        except (ValueError, TypeError):
-            return None
 
 
 class Overlap(WrongState):
@@ -282,7 +233,7 @@ class Schedules:
     def history(self, name: str) -> list[Run]:
         """Return all runs, the oldest first, those that were missed among them; raises NotFound."""
         schedule = self.get(name)
-        known = self._remembered(name)
+        known = self._history(name).runs()
         gone = self._missed(schedule, known, datetime.now(UTC))
         return sorted([*known, *gone], key=lambda run: run.started)
 
@@ -293,12 +244,12 @@ class Schedules:
             return []  # where its line is missing, that is what is told
         begun = [datetime.fromisoformat(run.started) for run in known]
         since = datetime.fromisoformat(schedule.since)
-        if begun and len(begun) > _REMEMBERED:
+        if begun and len(begun) > run_history.REMEMBERED:
             since = max(since, begun[0])  # older ones may have been dropped
         running = self._running_since(schedule.name)
         begun += [] if running is None else [running]
         gone = missed.missed(fields, begun, since, now, jitter=schedule.jitter)
-        return [Run(_written(due), 0.0, MISSED, error=_UNSEEN) for due in gone]
+        return [Run(run_history.written(due), 0.0, MISSED, error=_UNSEEN) for due in gone]
 
     def _running_since(self, name: str) -> datetime | None:
         """Say when the run began that is at work now, if one is."""
@@ -313,17 +264,11 @@ class Schedules:
         finally:
             os.close(held)
 
-    def _remembered(self, name: str) -> list[Run]:
-        path = self._directory(name) / _HISTORY
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [run for line in lines if (run := Run.from_line(line)) is not None]
-
-    def run(self, name: str, *, wait: bool = True) -> Run:
+    def run(self, name: str, *, wait: bool = True, debug: bool = False) -> Run:
         """Make a snapshot now and thin out those of this schedule; the run is written down.
 
-        ``wait``: up to the schedule's jitter first, so that many hosts do not begin at once.
+        ``wait``: up to the schedule's jitter first, so that many hosts do not begin at once;
+        ``debug``: what CRIU is asked for and says is shown and kept.
 
         Raises:
             PymigrateError: whatever made it fail; that is in the history too.
@@ -333,13 +278,13 @@ class Schedules:
         if wait and schedule.jitter:
             part = int.from_bytes(os.urandom(4)) / 2**32
             select.select([], [], [], schedule.jitter * part)
-        started = _written(datetime.now(UTC))
+        started = run_history.written(datetime.now(UTC))
         begun = time.monotonic()
         try:
             with self._alone(name):
                 if schedule.before:
                     run_report.run_command(schedule.before, {"PYMIGRATE_CONTAINER": name})
-                run = _snapshot(self.host, schedule, started, begun)
+                run = _snapshot(self.host, schedule, started, begun, debug=debug)
         except (PymigrateError, OSError) as error:
             run = _failure(error, started, time.monotonic() - begun)
             try:
@@ -352,18 +297,18 @@ class Schedules:
 
     def _finish(self, schedule: Schedule, run: Run) -> None:
         """Write a run down, then tell others; if that fails, it is written down too."""
-        self._remember(schedule.name, run)
+        self._history(schedule.name).add(run)
         try:
             if schedule.metrics is not None:
                 runs = self.history(schedule.name)
-                values = {**_gauges(runs), **_next(schedule)}
+                values = {**run_history.gauges(runs), **_next(schedule)}
                 text = run_report.metrics(schedule.name, values)
                 run_report.write_metrics(Path(schedule.metrics), text)
             if schedule.after:
                 run_report.run_command(schedule.after, _told(schedule.name, run))
         except PymigrateError as error:
             now = replace(run, result="failed", exit_code=error.exit_code, error=error.message)
-            self._remember(schedule.name, now)
+            self._history(schedule.name).add(now)
             self._alarm(schedule, now)
             raise
         if run.result != "ok":
@@ -387,7 +332,7 @@ class Schedules:
                 failures.append(error.message)
         if failures:
             message = "; ".join([run.error, *failures])
-            self._remember(schedule.name, replace(run, error=message))
+            self._history(schedule.name).add(replace(run, error=message))
             raise HostError(f"not all could be told of the failure: {'; '.join(failures)}")
 
     @contextmanager
@@ -406,20 +351,8 @@ class Schedules:
         finally:
             os.close(held)
 
-    def _remember(self, name: str, run: Run) -> None:
-        path = self._directory(name) / _HISTORY
-        if path.exists() and path.stat().st_size > _MAX_HISTORY:
-            lines = path.read_bytes().splitlines(keepends=True)
-            shorter = path.with_suffix(".draft")
-            shorter.write_bytes(b"".join(lines[len(lines) // 2 :]))
-            shorter.replace(path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            # One write: lines of two runs at once do not mix.
-            os.write(descriptor, json.dumps(run.to_document()).encode() + b"\n")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def _history(self, name: str) -> History:
+        return History(self._directory(name))
 
     def _directory(self, name: str) -> Path:
         return self._root / check_name(name)
@@ -430,7 +363,7 @@ def program(host: Host) -> list[str]:
     return [sys.executable, "-I", "-m", "pymigrate.migrate", "--root", str(host.root)]
 
 
-def _snapshot(host: Host, schedule: Schedule, started: str, begun: float) -> Run:
+def _snapshot(host: Host, schedule: Schedule, started: str, begun: float, *, debug: bool) -> Run:
     from pymigrate.checkpoint.requests import DumpOptions
     from pymigrate.migrate import snapshots
 
@@ -438,7 +371,7 @@ def _snapshot(host: Host, schedule: Schedule, started: str, begun: float) -> Run
     key_file = None if schedule.key_file is None else Path(schedule.key_file)
     secret = snapshots.read_secret(key_file)
     container = Container.open(host, schedule.name)
-    options = DumpOptions(leave_running=True, skip=schedule.skip)
+    options = DumpOptions(leave_running=True, debug=debug, skip=schedule.skip)
     removed = freed = 0
     with snapshots.opened(where, secret, host.root, make=True) as repository:
         made = snapshots.create(container, repository, [TAG], options)
@@ -463,10 +396,6 @@ def _snapshot(host: Host, schedule: Schedule, started: str, begun: float) -> Run
     )
 
 
-def _written(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def _next(schedule: Schedule) -> dict[str, float]:
     """Say when the next run is due: an alarm may compare it with the clock when cron is dead."""
     following = schedule.due and missed.due_after(schedule.due, datetime.now(UTC))
@@ -479,23 +408,6 @@ def _told(name: str, run: Run) -> dict[str, str]:
         "PYMIGRATE_RESULT": run.result,
         "PYMIGRATE_SNAPSHOT": run.snapshot,
         "PYMIGRATE_ERROR": run.error,
-    }
-
-
-def _gauges(runs: list[Run]) -> dict[str, float]:
-    """Say in numbers how the runs go; times in seconds since 1970."""
-    last = next(run for run in reversed(runs) if not run.is_missed)
-    good = [run for run in runs if run.result == "ok"]
-    return {
-        "last_run_timestamp_seconds": datetime.fromisoformat(last.started).timestamp(),
-        "last_success_timestamp_seconds": (
-            datetime.fromisoformat(good[-1].started).timestamp() if good else 0
-        ),
-        "last_run_failed": float(last.result != "ok"),
-        "last_run_duration_seconds": last.seconds,
-        "last_run_frozen_seconds": last.frozen_seconds,
-        "last_run_new_bytes": last.new_bytes,
-        "missed_runs": float(sum(run.is_missed for run in runs)),
     }
 
 

@@ -36,6 +36,7 @@ class Beside(Generic[T]):
             raise self._failure
         return self._done[0]
 
-    def wait(self) -> None:
-        """Wait for its end."""
-        self._thread.join()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for its end, for so long at most; return whether it has ended."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()

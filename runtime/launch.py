@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -76,6 +77,17 @@ class Launch:
         """Let it end without having done anything; a second time does nothing."""
         self._connection.close()
         self._reap()
+
+    def give_up(self) -> None:
+        """Have `ready`, in which another thread waits, fail at once, as if the supervisor ended.
+
+        To that it is what `abandon` is.
+        """
+        try:
+            self._connection.shutdown(socket.SHUT_RDWR)  # close(2) would wake nobody
+        except OSError as error:
+            if error.errno != errno.EBADF:  # that thread has closed it just now
+                raise
 
     def ready(self, *, plugged: bool) -> Supervision:
         """Tell it to prepare the container, and wait until it has.

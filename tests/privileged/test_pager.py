@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from pymigrate.checkpoint.pager import PAGE, SOCKET, Pager
-from pymigrate.checkpoint.ready import Content
+from pymigrate.checkpoint.pager import SOCKET, Pager
+from pymigrate.checkpoint.ready import PAGE, Content
 from pymigrate.checkpoint.space_log import SpaceLog
 from tests.unit.test_filling import Keeper
 
@@ -264,7 +264,7 @@ def as_it_comes(pager: Pager, process: Process) -> None:
 def from_what_lies_aside(pager: Pager, process: Process) -> None:
     for address, pages in everything(process):
         pager.put_aside(INNER, address, content(address, pages))
-        pager.settle(INNER, address, pages * PAGE, Content.ASIDE)
+        pager.ready.settle(INNER, address, pages * PAGE, Content.ASIDE)
 
 
 Bring = Callable[[Pager, Process], None]

@@ -17,6 +17,7 @@ def test_it_goes_on_while_its_caller_does_and_its_result_may_be_had_again() -> N
         return 7
 
     made = Beside(act, "some")
+    assert not made.wait(0)
     go_on.set()  # which it would wait for in vain if the caller had waited for it
     assert [made.result(), made.result()] == [7, 7]
 
@@ -26,7 +27,7 @@ def test_what_it_raised_is_raised_where_its_result_is_wanted_and_not_by_waiting(
         raise OSError("no")
 
     made = Beside(act, "some")
-    made.wait()
+    assert made.wait()
     for _ in range(2):
         with pytest.raises(OSError, match="no"):
             made.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -51,13 +52,15 @@ def test_notifications_are_answered_one_by_one_until_the_answer() -> None:
     )
 
 
-def test_what_is_asked_is_told_to_who_debugs(caplog: pytest.LogCaptureFixture) -> None:
-    fake = ScriptedCriu([expect("DUMP"), reply("DUMP", success=True)])
-    with caplog.at_level("DEBUG", "pymigrate"), Session.start(fake.spawn) as session:
-        session.ask("DUMP", {"images_dir_fd": 3, "pid": 17})
-        session.next(5)
-    fake.finish()
+def test_what_is_asked_is_told_to_who_debugs_and_kept_for_root_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, asked = tmp_path / "criu-dump.json", {"images_dir_fd": 3, "pid": 17}
+    kept.write_text("of the last dump")
+    with caplog.at_level("DEBUG", "pymigrate"):
+        criu.keep_request(kept, "DUMP", asked)
     assert ['criu is asked: DUMP {"images_dir_fd": 3, "pid": 17}'] == caplog.messages
+    assert (asked, 0o600) == (json.loads(kept.read_text()), kept.stat().st_mode & 0o777)
 
 
 def test_descriptor_of_a_terminal_arrives() -> None:

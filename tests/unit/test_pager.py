@@ -12,20 +12,17 @@ import queue
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pymigrate.checkpoint.known_pages import BLOCK
-from pymigrate.checkpoint.pager import PAGE, SOCKET, Pager
-from pymigrate.checkpoint.ready import Content, Ready
-from pymigrate.checkpoint.ready_pages import ReadyPages
+from pymigrate.checkpoint.pager import SOCKET, Pager
+from pymigrate.checkpoint.ready import PAGE, Content, Ready
 from pymigrate.runtime import userfault
-from pymigrate.runtime.errors import NoSpace, ProtocolError, RestoreFailed
+from pymigrate.runtime.errors import ProtocolError, RestoreFailed
 from pymigrate.runtime.userfault import Event, Message
 from tests.unit.test_filling import Keeper
 
@@ -114,12 +111,12 @@ def settled(pager: Pager, address: int, letters: bytes) -> None:
     """Send pages for good, each full of a letter."""
     content = b"".join(bytes([letter]) * PAGE for letter in letters)
     pager.put_aside(INNER, address, memoryview(content))
-    pager.settle(INNER, address, len(content), Content.ASIDE)
+    pager.ready.settle(INNER, address, len(content), Content.ASIDE)
 
 
 def test_what_holds_is_put_in_place_as_soon_as_all_processes_are_there(scene: Scene) -> None:
     settled(scene.pager, 0x10000, b"ab")
-    scene.pager.settle(INNER, 0x40000, PAGE, Content.ZERO)
+    scene.pager.ready.settle(INNER, 0x40000, PAGE, Content.ZERO)
     assert scene.kernel.placed.empty()  # what is not registered yet would be passed over
 
     scene.finish_restore()
@@ -127,7 +124,7 @@ def test_what_holds_is_put_in_place_as_soon_as_all_processes_are_there(scene: Sc
     assert (0x10000, b"a" * PAGE + b"b" * PAGE) == scene.kernel.next()
     assert (0x40000, bytes(PAGE)) == scene.kernel.next()
     scene.pager.finish()
-    assert [3, 3] == [scene.pager.filled, scene.pager.held]
+    assert [3, 3] == [scene.pager.filled, scene.pager.ready.placed]
     assert os.fstat(scene.pager._early._files[INNER]).st_blocks == 0  # it is not there twice
 
 
@@ -167,7 +164,7 @@ def test_after_the_restore_what_is_beside_it_comes_along(
         put.put(run)
         may_go_on.wait(PATIENCE)
 
-    monkeypatch.setattr(scene.pager, "_put", note)
+    monkeypatch.setattr(scene.pager.ready, "_put", note)
     for address in (1 << 30, 0x10000):
         settled(scene.pager, address, b"abcdef")
     scene.finish_restore()
@@ -203,13 +200,13 @@ def test_an_answer_is_put_in_place_at_once_and_asked_for_no_more(scene: Scene) -
     assert (INNER, address) == scene.wanted.get(timeout=PATIENCE)
     content = b"ab" * PAGE
 
-    with scene.pager.arriving():
+    with scene.pager.ready.arriving():
         scene.pager.answer(INNER, address, len(content), memoryview(content))
         assert (address, content) == scene.kernel.next()
         scene.pager.answer(INNER, 0x20000, PAGE, None)
         assert (0x20000, bytes(PAGE)) == scene.kernel.next()
 
-    scene.pager.all_is_said()  # after which what is still waited for is zeros
+    scene.pager.ready.all_is_said()  # after which what is still waited for is zeros
     scene.kernel.wait_for(0x30000)
     assert (0x30000, bytes(PAGE)) == scene.kernel.next()
 
@@ -222,7 +219,7 @@ def test_once_all_was_spoken_of_the_rest_is_zeros(scene: Scene) -> None:
     scene.kernel.wait_for(0x20000)
     assert (INNER, 0x20000) == scene.wanted.get(timeout=PATIENCE)
 
-    scene.pager.all_is_said()
+    scene.pager.ready.all_is_said()
 
     assert (0x20000, bytes(PAGE)) == scene.kernel.next()
     scene.kernel.wait_for(0x30000)
@@ -265,7 +262,7 @@ def test_who_waits_where_something_was_moved_meanwhile_is_woken_and_asks_again(
 
 def test_what_has_arrived_goes_before_what_is_ready(scene: Scene) -> None:
     settled(scene.pager, 0x10000, b"a")
-    with scene.pager.arriving():
+    with scene.pager.ready.arriving():
         scene.finish_restore()
         scene.pager.fill(INNER, 0x20000, memoryview(b"b" * PAGE))
         scene.kernel.wait_for(0x10000)  # who waits does not wait for that
@@ -284,71 +281,12 @@ def test_memory_that_ends_before_there_are_processes_is_an_error(scene: Scene) -
 
 def test_nothing_holds_that_was_never_sent(scene: Scene) -> None:
     with pytest.raises(ProtocolError, match="never sent"):
-        scene.pager.settle(INNER, 0x10000, PAGE, Content.ASIDE)
+        scene.pager.ready.settle(INNER, 0x10000, PAGE, Content.ASIDE)
 
 
 def test_pages_behind_all_that_was_sent_are_an_error(scene: Scene) -> None:
     settled(scene.pager, 0x10000, b"a")
-    scene.pager.settle(INNER, 0x10000, 8 * PAGE, Content.ASIDE)
+    scene.pager.ready.settle(INNER, 0x10000, 8 * PAGE, Content.ASIDE)
     scene.finish_restore()
     with pytest.raises(RestoreFailed, match="never sent"):
         scene.pager.finish()
-
-
-def test_more_than_was_announced_is_not_even_spoken_of() -> None:
-    ready = ReadyPages(0)
-    with pytest.raises(NoSpace):
-        ready.add(Ready(INNER, 0, (1 << 32) * PAGE, Content.ZERO))
-
-
-@pytest.mark.parametrize("most", [1, 3, 7, BLOCK])
-def test_pieces_make_up_what_was_said(most: int) -> None:
-    ready = ReadyPages(1 << 20)
-    runs = [
-        Ready(INNER, 5 * PAGE, 3 * PAGE, Content.ASIDE),
-        Ready(INNER + 1, (BLOCK - 2) * PAGE, 9 * PAGE, Content.ZERO),
-    ]
-    for run in runs:
-        ready.add(run)
-
-    assert pages_of(runs) == pages_of(iter(partial(ready.take, most * PAGE), None))
-
-
-@pytest.mark.parametrize("pages", [1, 1000])  # told one by one, and by runs
-def test_what_is_needed_soon_goes_before_what_was_said_earlier(pages: int) -> None:
-    ready = ReadyPages(1 << 20)
-    for first, soon in ((0, False), (2000, True), (4000, False), (6000, True)):
-        numbers = [np.array([each], np.uint64) for each in (first * PAGE, pages, Content.ASIDE)]
-        ready.add_all(INNER, *numbers, soon=soon)
-
-    taken = iter(partial(ready.take, 600 * PAGE), None)
-    assert [
-        number for first in (2000, 6000, 0, 4000) for number in range(first, first + pages)
-    ] == [address // PAGE for _, address, _ in pages_of(taken)]
-
-
-def pages_of(runs: Iterable[Ready]) -> list[tuple[int, int, Content]]:
-    return [
-        (run.inner, run.address + at, run.content)
-        for run in runs
-        for at in range(0, run.length, PAGE)
-    ]
-
-
-def test_what_is_found_is_what_is_waited_for_and_then_what_is_around_it() -> None:
-    ready = ReadyPages(1 << 20)
-    ready.add(Ready(INNER, 0, 3 * PAGE, Content.ASIDE))
-    ready.add(Ready(INNER, 2 * PAGE, 2 * PAGE, Content.ZERO))
-    ready.add(Ready(INNER, 14 * PAGE, 5 * PAGE, Content.ASIDE))
-    first = Ready(INNER, 0, 2 * PAGE, Content.ASIDE)
-    zeros = Ready(INNER, 2 * PAGE, 2 * PAGE, Content.ZERO)
-    last = Ready(INNER, 14 * PAGE, 2 * PAGE, Content.ASIDE)  # where the bytes around it end
-
-    def find(at: int) -> list[Ready]:
-        return ready.find(INNER, at * PAGE, 16 * PAGE)
-
-    assert [first, zeros, last] == find(1)
-    assert [zeros, first, last] == find(2)
-    assert [] == find(4)
-    assert [Ready(INNER, 15 * PAGE, PAGE, Content.ASIDE)] == ready.find(INNER, 15 * PAGE)
-    assert [] == ready.find(INNER + 1, 0)

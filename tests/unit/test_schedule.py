@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from pymigrate.migrate import crontabs, run_report, timers
 from pymigrate.migrate.retention import Policy
-from pymigrate.migrate.schedule import Run, Schedule, Schedules, _gauges
+from pymigrate.migrate.run_history import Run, gauges
+from pymigrate.migrate.schedule import Schedule, Schedules
 from pymigrate.runtime.errors import HostError, NotFound, UsageError
 from pymigrate.runtime.host import Host
 
@@ -274,7 +275,7 @@ def test_failures_are_told_and_others_are_not(hook: Path, tmp_path: Path) -> Non
 def test_metrics_are_prometheus_text(tmp_path: Path) -> None:
     runs = [Run("2026-01-02T03:04:05Z", 1.5, "ok"), Run("2026-01-02T03:05:05Z", 0.25, "failed")]
 
-    run_report.write_metrics(tmp_path / "web.prom", run_report.metrics("web", _gauges(runs)))
+    run_report.write_metrics(tmp_path / "web.prom", run_report.metrics("web", gauges(runs)))
 
     lines = (tmp_path / "web.prom").read_text().splitlines()
     assert 'pymigrate_snapshot_last_success_timestamp_seconds{container="web"} 1767323045' in lines
@@ -295,28 +296,13 @@ def test_history_keeps_what_can_be_read(tmp_path: Path) -> None:
         Run("2026-01-02T03:05:05Z", 2.0, "failed"),
     ]
     for run in runs:
-        schedules._remember("web", run)
+        schedules._history("web").add(run)
     with (tmp_path / "schedules/web/history").open("a") as stream:
         stream.write('{"started": "today", "seconds": 1, "result": "ok"}\n{"torn')
 
     assert ["web"] == schedules.names()
     assert SCHEDULE == schedules.get("web")
     assert runs == schedules.history("web")
-
-
-def test_history_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pymigrate.migrate.schedule._MAX_HISTORY", 2000)
-    schedules = Schedules(Host(tmp_path, "0123456789ab"))
-    schedules._directory("web").mkdir()
-    schedules._write(SCHEDULE)
-
-    for number in range(100):
-        started = f"2026-01-01T00:{number // 60:02}:{number % 60:02}Z"
-        schedules._remember("web", Run(started, float(number), "ok"))
-
-    found = [int(run.seconds) for run in schedules.history("web")]
-    assert list(range(found[0], 100)) == found
-    assert os.stat(tmp_path / "schedules/web/history").st_size < 2500  # noqa: PTH116
 
 
 def test_schedule_that_is_not_there(tmp_path: Path) -> None:
@@ -337,7 +323,7 @@ def test_what_was_due_and_never_began_is_in_the_history(
     schedules._write(replace(SCHEDULE, expression="@hourly", since=since))
     monkeypatch.setattr(Schedules, "is_installed", lambda *_: True)
     for begun in (hours[0], hours[2]):
-        schedules._remember("web", Run(begun.isoformat(), 1.0, "ok"))
+        schedules._history("web").add(Run(begun.isoformat(), 1.0, "ok"))
 
     expected = ["ok", "missed", "ok", "missed"]
     assert expected == [run.result for run in schedules.history("web")][:4]
