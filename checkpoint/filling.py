@@ -109,6 +109,7 @@ class Filling:
         """Listen for CRIU in its work directory. Of the rest, ``needed`` come first."""
         self._needed = needed
         self.waited_for: list[Block] = []
+        self.faults = 0  # pages, of those and of blocks that others were at
         self._attached = attached
         self._heard: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._is_attached = False
@@ -198,6 +199,7 @@ class Filling:
         if wanted is None:
             return
         inner, address = wanted
+        self.faults += 1
         found = self._processes.find(inner, address)
         if isinstance(found, int):
             self._pager.zero(inner, address, found)
@@ -297,7 +299,7 @@ def fill(connection: socket.socket, opened: Opened, supervised: Supervised) -> i
                     raise
                 finally:
                     filling.close()
-                _keep(hint, [*needed, *filling.waited_for])
+                _keep(hint, [*needed, *filling.waited_for], filling.faults)
         except (OSError, PymigrateError) as error:
             traceback.print_exc(file=sys.stderr)  # the supervisor's log
             tell(FAILED, _said(error))
@@ -305,10 +307,10 @@ def fill(connection: socket.socket, opened: Opened, supervised: Supervised) -> i
     return 0
 
 
-def _keep(hint: Path, blocks: Sequence[Block]) -> None:
+def _keep(hint: Path, blocks: Sequence[Block], faults: int) -> None:
     """Note for the next time what was waited for; a disk that is full costs nobody his memory."""
     try:
-        working_set.write(hint, blocks)
+        working_set.write(hint, blocks, faults)
     except OSError:
         traceback.print_exc(file=sys.stderr)  # the supervisor's log
 

@@ -44,15 +44,17 @@ def read(path: Path) -> list[Block]:
         return []
 
 
-def write(path: Path, blocks: Iterable[Block]) -> None:
+def write(path: Path, blocks: Iterable[Block], faults: int = 0) -> None:
     """Replace the hint, and forget those of checkpoints that were not restored for longest.
+
+    ``faults`` is how many pages were waited for, for who wants to know what the hint is worth.
 
     Raises OSError.
     """
     path.parent.mkdir(mode=0o700, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        fresh.write_bytes(pack(blocks))
+        fresh.write_bytes(pack(blocks, faults))
         fresh.replace(path)
     except OSError:
         fresh.unlink(missing_ok=True)
@@ -61,9 +63,9 @@ def write(path: Path, blocks: Iterable[Block]) -> None:
         old.unlink(missing_ok=True)
 
 
-def pack(blocks: Iterable[Block]) -> bytes:
+def pack(blocks: Iterable[Block], faults: int = 0) -> bytes:
     """Return them as they are kept, each once."""
-    return json.dumps(list(dict.fromkeys(blocks))[:MOST]).encode()
+    return json.dumps({"faults": faults, "blocks": list(dict.fromkeys(blocks))[:MOST]}).encode()
 
 
 def unpack(document: bytes) -> list[Block]:
@@ -72,8 +74,9 @@ def unpack(document: bytes) -> list[Block]:
         found = json.loads(document)
     except (ValueError, RecursionError):
         return []
+    listed = found.get("blocks") if isinstance(found, dict) else None
     blocks: list[Block] = []
-    for each in found if isinstance(found, list) else ():
+    for each in listed if isinstance(listed, list) else ():
         match each:
             case [str(name), int(number)]:
                 blocks.append((name, number))

@@ -275,7 +275,7 @@ def test_a_hint_that_cannot_be_kept_is_told_in_the_log_and_ends_nothing(
     in_the_way = tmp_path / "working-sets"
     in_the_way.write_text("")
 
-    filling._keep(in_the_way / "hint.json", [("pages-2.img", 1)])
+    filling._keep(in_the_way / "hint.json", [("pages-2.img", 1)], 3)
 
     assert "working-sets" in capsys.readouterr().err
 
