@@ -16,7 +16,7 @@ from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # finds what follows
 
-from bench import first, live, machine, native, plane, restores, snapshots
+from bench import first, live, machine, native, plane, restores, snapshots, working_set
 from bench.benchmark import Benchmark
 from bench.harness import FAILURES
 from bench.results import Outcome, show
@@ -28,6 +28,7 @@ BENCHMARKS = (
     first.BENCHMARK,
     snapshots.BENCHMARK,
     restores.BENCHMARK,
+    working_set.BENCHMARK,
     native.BENCHMARK,
     live.BENCHMARK,
     plane.BENCHMARK,

@@ -15,6 +15,7 @@ from bench.first import TICKER, Scene
 from bench.harness import BenchError, Episode, Sample, interleave
 from bench.machine import warm
 from bench.results import Column, Measure
+from bench.standstill import Seconds, watched
 from bench.subjects.bare import Bare
 from bench.subjects.criu_copied import CriuCopied
 from bench.subjects.criu_lazy import CriuLazy
@@ -43,6 +44,7 @@ class Plane:
     mib: int
     links: tuple[str, ...]
     contents: tuple[str, ...]
+    stood: Seconds
     ways: tuple[tuple[str, str], ...] = WAYS
     _dumped: dict[str, int] = field(default_factory=dict)
 
@@ -91,8 +93,10 @@ class Plane:
             began = time.monotonic()
             act()
             seconds = time.monotonic() - began
+            stood = self.stood(began)
         return {
             "seconds": seconds,
+            **stood,
             "source_bytes": float(source.peak),
             "target_bytes": float(target.peak),
             "source_own_bytes": float(source.anonymous),
@@ -175,6 +179,7 @@ MEASURES = (
             Column("seconds", "until all is there"),
             Column("pause_seconds", "blackout"),
             Column("stall_seconds", "worst stall", unit="ms", compared=False),
+            Column("standstill_seconds", "stood still", unit="ms", compared=False),
             Column("cpu_seconds", "CPU per GB", compared=False),
             Column("source_bytes", "memory here", compared=False),
             Column("target_bytes", "memory there", compared=False),
@@ -209,7 +214,8 @@ def run(arguments: argparse.Namespace, tell: Tell) -> Found:
     with ExitStack() as stack:
         scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), arguments.size)
         scene.prepare(stack)
-        wanted = (tuple(arguments.links), tuple(arguments.contents), tuple(ways))
+        stood = watched(stack, scene.unavailable)
+        wanted = (tuple(arguments.links), tuple(arguments.contents), stood, tuple(ways))
         episodes = [
             each
             for each in Plane(scene, arguments.size, *wanted).episodes()

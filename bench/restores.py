@@ -14,11 +14,12 @@ from bench.benchmark import Benchmark, Found, Tell, add_runs, mebibytes
 from bench.first import TICKER, Scene
 from bench.harness import BenchError, Episode, Sample, interleave
 from bench.results import Column, Measure
+from bench.standstill import Seconds, watched
 from bench.subjects.pymigrate import Pymigrate
 from bench.subjects.subject import NAME, Subject
 from bench.usage import Usage, used
 from bench.workload import PATIENCE, Ticker, Workload
-from tests.lab import Lab
+from tests.lab import Host, Lab
 
 ARCHIVE = Path("/srv/bench/pymigrate/restores.tar.zst")
 WAYS = ("archive-lazy", "archive-eager", "snapshot-lazy", "snapshot-eager")
@@ -34,14 +35,31 @@ class _Source:
     keep: Callable[[], object]
 
 
+def complete(host: Host) -> float:
+    """Wait until all memory of the container is there; returns when that was (time.monotonic).
+
+    Raises:
+        BenchError: it does not come.
+
+    """
+    left = host.outside(host.root / "containers" / NAME / "criu/pager.jsonl")
+    deadline = time.monotonic() + PATIENCE
+    while left.exists():
+        if time.monotonic() > deadline:
+            raise BenchError(f"not all memory was there after {PATIENCE:.0f} s")
+        time.sleep(STEP)
+    return time.monotonic()
+
+
 class Restores:
     """Restores of one size, from archives and snapshots, lazy and eager, and those of the others.
 
     What is restored is made anew each time, and not measured.
     """
 
-    def __init__(self, scene: Scene, mib: int, ways: Sequence[str] = WAYS) -> None:
+    def __init__(self, scene: Scene, mib: int, stood: Seconds, ways: Sequence[str] = WAYS) -> None:
         self._scene = scene
+        self._stood = stood
         self._ways = ways
         self._workload = Workload(mib)
         self._host = scene.lab["alpha"]
@@ -108,16 +126,19 @@ class Restores:
                 ended = time.monotonic()
                 answered = ticker.answered()
                 ticker.watch()
-                complete = max(answered, ended) if subject.name != "pymigrate" else self._complete()
+                ours = subject.name == "pymigrate"
+                whole = complete(self._host) if ours else max(answered, ended)
             stall = ticker.report().longest_gap
+            stood = self._stood(answered)
             ticker.verify()
             yield Sample(
                 "restores",
                 {
                     "seconds": answered - began,
                     "command_seconds": ended - began,
-                    "all_seconds": complete - began,
+                    "all_seconds": whole - began,
                     "stall_seconds": stall,
+                    **stood,
                     **self._use(bringing),
                 },
             )
@@ -129,17 +150,6 @@ class Restores:
             "peak_bytes": float(usage.peak),
             "own_bytes": float(usage.anonymous),
         }
-
-    def _complete(self) -> float:
-        """Wait until all memory is there; returns when that was (time.monotonic)."""
-        path = self._host.root / "containers" / NAME / "criu/pager.jsonl"
-        left = self._host.outside(path)
-        deadline = time.monotonic() + PATIENCE
-        while left.exists():
-            if time.monotonic() > deadline:
-                raise BenchError(f"not all memory was there after {PATIENCE:.0f} s")
-            time.sleep(STEP)
-        return time.monotonic()
 
     def _clean(self) -> None:
         self._host.sh(f"rm -rf {ARCHIVE} {self._host.root}/snapshots")
@@ -159,6 +169,7 @@ MEASURES = (
             Column("seconds", "until it answers"),
             Column("all_seconds", "until all is there", compared=False),
             Column("stall_seconds", "worst stall between", compared=False),
+            Column("standstill_seconds", "machine stood still", compared=False),
             Column("command_seconds", "until the command ends", compared=False),
             *_USE,
         ),
@@ -193,10 +204,11 @@ def run(arguments: argparse.Namespace, tell: Tell) -> Found:
     with ExitStack() as stack:
         scene = Scene(stack.enter_context(Lab(("alpha", "beta"))), max(arguments.sizes))
         scene.prepare(stack)
+        stood = watched(stack, scene.unavailable)
         episodes = [
             each
             for mib in arguments.sizes
-            for each in Restores(scene, mib, arguments.ways).episodes()
+            for each in Restores(scene, mib, stood, arguments.ways).episodes()
             if each.subject in arguments.only
         ]
         rows = interleave(episodes, arguments.runs, tell=tell)

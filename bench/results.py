@@ -23,7 +23,7 @@ class Column:
     """A measured value, its heading, whether it is compared with pymigrate's, and how it is shown.
 
     `unit` is "" for a spread in seconds, or a median by the value's name; "ms" for a median alone,
-    and "most" for the greatest number.
+    "count" for the median of a number, and "most" for the greatest.
     """
 
     value: str
@@ -129,8 +129,8 @@ def cell(row: Row, name: str, unit: str = "") -> str:
         return "failed" if row.failures else "–"
     if unit == "ms":
         return f"{spread.median * 1000:.1f} ms"
-    if unit == "most":
-        return f"{spread.maximum:.0f}"
+    if unit in {"count", "most"}:
+        return f"{spread.median if unit == 'count' else spread.maximum:.0f}"
     if name == "ratio":
         return f"{spread.median:.2f}"
     if name == "bytes" or name.endswith("_bytes"):

@@ -2,7 +2,8 @@
 
 It outlives the command that starts it, and the container's supervisor relies on it. It
 reads blocks of pages from where the checkpoint lies (`Pages`), each verified, and gives them to
-the pager: a block in which a page is waited for at once, the others in the order of addresses.
+the pager: a block in which a page is waited for at once, then those that were waited for when this
+was restored before, the others in the order of addresses.
 
 It tells the command by a socket that it listens, that all processes are there, or what failed. It
 listens before it has opened what it reads: that takes longer than CRIU takes to restore.
@@ -50,7 +51,7 @@ from pymigrate.runtime.supervision import Supervision, SupervisorEnded
 PROCESS_NAME = "pymigrate-fill"
 THREADS = 2
 CALM = 0.02
-"""Seconds without a block that is waited for, after which others are brought.
+"""Seconds without a block that is waited for, after which others are brought that nobody expects.
 
 So who waits has the processors for itself. Each of these blocks is one less to be brought, so it
 ends.
@@ -110,13 +111,15 @@ class Filling:
         """Listen for CRIU in its work directory. Of the rest, ``needed`` come first."""
         self._needed = needed
         self.waited_for: list[Block] = []
+        self.faults = 0  # pages, of those and of blocks that others were at
         self._attached = attached
         self._heard: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._is_attached = False
+        self._expected: Iterator[tuple[PageFile, int]] = iter(())
         self._missing: Iterator[tuple[PageFile, int]] = iter(())
         self._done: set[tuple[str, int]] = set()  # or somebody is at it
         self._busy_until = 0.0  # time.monotonic()
-        self._changed = threading.Condition()  # of these three, and of the next two
+        self._changed = threading.Condition()  # of these four, and of the next two
         self._at_work = 0  # threads that bring the rest
         self._failure: BaseException | None = None
         self._pager = Pager(
@@ -142,7 +145,8 @@ class Filling:
             self._serve(heard)  # CRIU's own restorer may already wait for a page
         self._be_busy()  # what they need first, they need soon
         self._attached()
-        self._missing = working_set.first(pages.files, self._needed)
+        self._expected = working_set.first(pages.files, self._needed)
+        self._missing = working_set.others(pages.files)
         others = [threading.Thread(target=self._bring, name="bring") for _ in range(THREADS)]
         self._at_work = len(others)
         try:
@@ -155,7 +159,7 @@ class Filling:
                 self._serve(heard)
         finally:
             with self._changed:
-                self._missing = iter(())
+                self._expected = self._missing = iter(())
                 self._be_busy(0.0)
             for other in others:
                 if other.ident is not None:  # it was started
@@ -177,21 +181,32 @@ class Filling:
         except BaseException as error:
             with self._changed:
                 self._failure = self._failure or error
-                self._missing = iter(())
+                self._expected = self._missing = iter(())
         finally:
             with self._changed:
                 self._at_work -= 1
             self._heard.put(None)
 
     def _take(self) -> tuple[PageFile, int] | None:
-        """Return the next block that is missing, once nobody waits for another; None at the end."""
+        """Return the next block that is missing; None at the end.
+
+        What was waited for the last time is taken at once: who waits now will wait for it next. The
+        others, once nobody waits.
+        """
         with self._changed:
-            while (busy := self._busy_until - time.monotonic()) > 0:
+            while True:
+                if (taken := self._new(self._expected)) is not None:
+                    return taken
+                if (busy := self._busy_until - time.monotonic()) <= 0:
+                    return self._new(self._missing)
                 self._changed.wait(busy)
-            for file, number in self._missing:
-                if (file.name, number) not in self._done:
-                    self._done.add((file.name, number))
-                    return file, number
+
+    def _new(self, blocks: Iterator[tuple[PageFile, int]]) -> tuple[PageFile, int] | None:
+        """Take the next of these that nobody has brought or is at, if there is one."""
+        for file, number in blocks:
+            if (file.name, number) not in self._done:
+                self._done.add((file.name, number))
+                return file, number
         return None
 
     def _serve(self, wanted: tuple[int, int] | None) -> None:
@@ -199,6 +214,7 @@ class Filling:
         if wanted is None:
             return
         inner, address = wanted
+        self.faults += 1
         found = self._processes.find(inner, address)
         if isinstance(found, int):
             self._pager.zero(inner, address, found)
@@ -298,7 +314,7 @@ def fill(connection: socket.socket, opened: Opened, supervised: Supervised) -> i
                     raise
                 finally:
                     filling.close()
-                _keep(hint, [*needed, *filling.waited_for])
+                _keep(hint, [*needed, *filling.waited_for], filling.faults)
         except (OSError, PymigrateError) as error:
             traceback.print_exc(file=sys.stderr)  # the supervisor's log
             tell(FAILED, _said(error))
@@ -306,10 +322,10 @@ def fill(connection: socket.socket, opened: Opened, supervised: Supervised) -> i
     return 0
 
 
-def _keep(hint: Path, blocks: Sequence[Block]) -> None:
+def _keep(hint: Path, blocks: Sequence[Block], faults: int) -> None:
     """Note for the next time what was waited for; a disk that is full costs nobody his memory."""
     try:
-        working_set.write(hint, blocks)
+        working_set.write(hint, blocks, faults)
     except OSError:
         traceback.print_exc(file=sys.stderr)  # the supervisor's log
 

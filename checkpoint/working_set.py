@@ -2,8 +2,9 @@
 
 A program that begins again where it stood needs the same pages again, mostly. So a restore that
 brings memory while the program runs notes what was waited for, and the next one of the same
-checkpoint on this host brings that first. It is a hint and nothing else: one that is lost, damaged
-or of blocks that are not there costs the time that it would have saved.
+checkpoint on this host brings that first, and does not hold it back while somebody waits. It is a
+hint and nothing else: one that is lost, damaged or of blocks that are not there costs the time that
+it would have saved.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from pymigrate.runtime.host import Host
 
 FOLDER = "working-sets"  # below the host's root
-MOST = 512  # blocks that are kept of a checkpoint, 256 MiB at most
+MOST = 2048  # blocks that are kept of a checkpoint, 1 GiB at most
 KEPT = 64  # checkpoints of which they are kept, the last restored
-_MAX_BYTES = 64 << 10
+_MAX_BYTES = 128 << 10
 
 Block = tuple[str, int]
 """A file of pages, and the number of a block in it."""
@@ -44,15 +45,17 @@ def read(path: Path) -> list[Block]:
         return []
 
 
-def write(path: Path, blocks: Iterable[Block]) -> None:
+def write(path: Path, blocks: Iterable[Block], faults: int = 0) -> None:
     """Replace the hint, and forget those of checkpoints that were not restored for longest.
+
+    ``faults`` is how many pages were waited for, for who wants to know what the hint is worth.
 
     Raises OSError.
     """
     path.parent.mkdir(mode=0o700, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        fresh.write_bytes(pack(blocks))
+        fresh.write_bytes(pack(blocks, faults))
         fresh.replace(path)
     except OSError:
         fresh.unlink(missing_ok=True)
@@ -61,9 +64,9 @@ def write(path: Path, blocks: Iterable[Block]) -> None:
         old.unlink(missing_ok=True)
 
 
-def pack(blocks: Iterable[Block]) -> bytes:
+def pack(blocks: Iterable[Block], faults: int = 0) -> bytes:
     """Return them as they are kept, each once."""
-    return json.dumps(list(dict.fromkeys(blocks))[:MOST]).encode()
+    return json.dumps({"faults": faults, "blocks": list(dict.fromkeys(blocks))[:MOST]}).encode()
 
 
 def unpack(document: bytes) -> list[Block]:
@@ -72,8 +75,9 @@ def unpack(document: bytes) -> list[Block]:
         found = json.loads(document)
     except (ValueError, RecursionError):
         return []
+    listed = found.get("blocks") if isinstance(found, dict) else None
     blocks: list[Block] = []
-    for each in found if isinstance(found, list) else ():
+    for each in listed if isinstance(listed, list) else ():
         match each:
             case [str(name), int(number)]:
                 blocks.append((name, number))
@@ -90,15 +94,16 @@ def _by_age(folder: Path) -> list[Path]:
 
 
 def first(files: Sequence[PageFile], known: Sequence[Block]) -> Iterator[tuple[PageFile, int]]:
-    """Yield these blocks, as far as they are, and then all others that may come later."""
+    """Yield these blocks, as far as they are."""
     by_name = {file.name: file for file in files if file.inner is not None}
-    early = [
-        (by_name[name], number)
-        for name, number in known
-        if name in by_name and 0 <= number < by_name[name].blocks
-    ]
-    yield from early
-    for file in by_name.values():
-        for number in range(file.blocks):
+    for name, number in known:
+        if name in by_name and 0 <= number < by_name[name].blocks:
+            yield by_name[name], number
+
+
+def others(files: Sequence[PageFile]) -> Iterator[tuple[PageFile, int]]:
+    """Yield all blocks in which something may come later, in the order of addresses."""
+    for file in files:
+        for number in range(file.blocks if file.inner is not None else 0):
             if any(file.within(number)):
                 yield file, number

@@ -21,6 +21,7 @@ ANSWERING = (
     "redis-ask",
     "redis-change",
     "redis-first",
+    "redis-read",
     "lines",
 )  # others report what they saw since the last line
 CONNECTING = 30.0  # seconds for a server to come up
@@ -115,12 +116,20 @@ class Client:
             LabError: the client saw an error, such as a broken connection, or says nothing.
 
         """
+        self.order(line)
+        return self.answer(patience=patience)
+
+    def order(self, line: str) -> None:
+        """Send a line, of which `answer` returns what came of it. Raises LabError."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise LabError(f"{self.kind} has ended: {self._next()}") from None
+
+    def answer(self, *, patience: float = PATIENCE) -> dict[str, Any]:
+        """Wait for the answer to a line. Raises LabError."""
         return self._expect("answer" if self.kind in ANSWERING else "window", patience)
 
     def finish(self, *, patience: float = PATIENCE) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 
 PAGE = 4096
 TIMEOUT = 60.0  # seconds without any answer that are taken for a lost server
+AGAIN = 0.02  # seconds after which one that does not accept is tried again
 
 
 class ServerError(Exception):
@@ -309,6 +310,48 @@ def redis_first(arguments: argparse.Namespace) -> None:
     tell("done")
 
 
+def redis_read(arguments: argparse.Namespace) -> None:
+    """For each line, connect as soon as it is there, and read values of redis-fill one by one.
+
+    Which ones, and in which order, was drawn once and is the same every time. Tells when the first
+    answer and the last value came, by the clock that all processes share, and how long each read
+    took, in seconds.
+    """
+    values = arguments.mib * 16
+    chosen = random.Random(arguments.count).sample(range(values), arguments.count)
+    tell("ready")
+    orders = Orders()
+    while orders.next(TIMEOUT * 10) is not None:
+        redis = soon(arguments.host, arguments.port)
+        redis.ask("PING")
+        first, took = time.monotonic(), []
+        for number in chosen:
+            began = time.monotonic()
+            value = redis.ask("GET", f"filled:{number}")
+            took.append(time.monotonic() - began)
+            if not isinstance(value, bytes) or len(value) != 1 << 16:
+                raise ServerError(f"filled:{number} is not there")
+        tell("answer", first=first, last=time.monotonic(), took=took)
+        redis.socket.close()
+    tell("done")
+
+
+def soon(host: str, port: int) -> Redis:
+    """Connect to a Redis that may not be there yet, within a few milliseconds of its being there.
+
+    A segment that found nobody is sent again by the kernel after a second; a new one comes sooner.
+    """
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=AGAIN).close()
+            return Redis(host, port)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(AGAIN / 4)
+
+
 def redis_ask(arguments: argparse.Namespace) -> None:
     """Answer each line of words with what Redis says to this command."""
     redis = Redis(arguments.host, arguments.port)
@@ -532,6 +575,7 @@ CLIENTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "redis-change": redis_change,
     "redis-ping": redis_ping,
     "redis-first": redis_first,
+    "redis-read": redis_read,
     "echo": echo,
     "ledger": ledger,
     "lines": lines,
@@ -549,6 +593,7 @@ def main() -> int:
     parser.add_argument("port", type=int)
     parser.add_argument("--rate", type=float, default=2000, help="at most so many a second")
     parser.add_argument("--mib", type=int, default=64)
+    parser.add_argument("--count", type=int, default=2000, help="of the values that are read")
     parser.add_argument("--path", default="/")
     parser.add_argument("--user", default="postgres")
     parser.add_argument("--keys", default="written", help="how they begin")

@@ -252,6 +252,29 @@ def test_nothing_is_fetched_ahead_while_somebody_waits(
     rest = [(second, PAGE), (2 * BLOCK, BLOCK), (0, BLOCK)]
     assert played.placed == [*one, *whole, *one, *rest]
     assert made.waited_for == [("pages-2.img", 1), ("pages-2.img", 2)]
+    assert made.faults == 3
+
+
+def test_what_was_waited_for_the_last_time_is_fetched_also_while_somebody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "CALM", 10_000.0)
+    monkeypatch.setattr(filling, "THREADS", 1)
+    made = filling.Filling(tmp_path, Keeper(), lambda: None, [("pages-2.img", 2)])
+    made.close()
+    played = Played()
+    made._pager = played  # type: ignore[assignment]
+    thread = threading.Thread(target=made.run, args=(played,))
+    thread.start()
+    made._hear_attached(1)
+    assert played.read.get() == 2
+    made._heard.put((INNER, PAGE))
+    assert played.read.get() == 0
+    assert played.read.empty()
+    made._be_busy(0.0)
+    thread.join()
+    assert played.read.get() == 1
+    assert made.waited_for == [("pages-2.img", 0)]
 
 
 def test_what_was_waited_for_the_last_time_is_brought_first(
@@ -275,7 +298,7 @@ def test_a_hint_that_cannot_be_kept_is_told_in_the_log_and_ends_nothing(
     in_the_way = tmp_path / "working-sets"
     in_the_way.write_text("")
 
-    filling._keep(in_the_way / "hint.json", [("pages-2.img", 1)])
+    filling._keep(in_the_way / "hint.json", [("pages-2.img", 1)], 3)
 
     assert "working-sets" in capsys.readouterr().err
 
