@@ -50,11 +50,11 @@ from pymigrate.runtime.supervision import Supervision, SupervisorEnded
 
 PROCESS_NAME = "pymigrate-fill"
 THREADS = 2
-CALM = 0.02
+CALM = 0.001
 """Seconds without a block that is waited for, after which others are brought that nobody expects.
 
-So who waits has the processors for itself. Each of these blocks is one less to be brought, so it
-ends.
+So who waits for one page after the other has the processors for itself. Each of these blocks is one
+less to be brought, so it ends.
 """
 
 AROUND = 16  # pages of zeros that go with a wanted one
