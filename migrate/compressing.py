@@ -107,11 +107,13 @@ class Compressing:
         elif self._look_again and self._trial is None and self._since_change >= REST:
             self._change(None)
         elif self._trial is not None and self._since_change >= TRIAL:
-            if self._pages_rate(now) < GAIN * self._trial:
+            has_failed = self._pages_rate(now) < GAIN * self._trial
+            self._trial = None
+            if has_failed and self._taken_for is not None:
+                self._give_up_early()  # the CPUs may have been busy with the beginning
+            elif has_failed:
                 self._change(None)
                 self._resting = REST
-                self._taken_for = None
-            self._trial = None
         elif self._is_certain and self._since_change >= SAMPLES:
             self._taken_for = None  # it was right
 

@@ -44,6 +44,22 @@ def test_a_beginning_that_was_slower_than_the_link_is_seen_to_have_been() -> Non
     assert [None, None] == [seen, pace.level]
 
 
+def test_what_failed_in_the_beginning_is_tried_again_when_that_is_over() -> None:
+    pace = Pace()
+    link = Link(SURELY * 0.8, ratio=1.0)
+    link.carry(pace, SAMPLES // 4, blocked=True)
+    tried = pace.level
+    while pace.level is not None:
+        link.carry(pace, 1, blocked=True)
+    failed_at = link.now
+    link.ratio = 2.0
+    link.carry(pace, SAMPLES, blocked=True)
+
+    assert LEVEL == tried
+    assert failed_at < BEGINNING * 1.5
+    assert LEVEL == pace.level
+
+
 def test_a_burst_after_a_pause_is_not_taken_for_a_faster_link() -> None:
     pace = Pace()
     link = Link(12.5e6)
@@ -136,7 +152,7 @@ def test_compression_that_brings_no_more_pages_is_given_up_and_not_tried_again_s
 def test_after_a_rest_compression_is_tried_again() -> None:
     pace = Pace()
     link = Link(100e6, ratio=1.0)
-    link.carry(pace, SAMPLES, blocked=True)
+    link.carry(pace, 2 * SAMPLES, blocked=True)
     given_up = pace.level
     link.ratio = 3.0  # what comes now is of another kind
 
