@@ -13,11 +13,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bench import workload
 from bench.harness import BenchError
@@ -59,7 +57,7 @@ def longest(late: Iterable[Late], processors: int, begin: float, end: float) -> 
 def longest_of_one(late: Iterable[Late], begin: float, end: float) -> float:
     """Return the longest time within which some processor did not run."""
     within = (min(each.end, end) - max(each.begin, begin) for each in late)
-    return max(0.0, *within, 0.0)
+    return max((0.0, *within))
 
 
 def parse(lines: Sequence[str]) -> list[Late]:
@@ -78,7 +76,7 @@ Seconds = Callable[[float], dict[str, float]]
 def watched(stack: ExitStack, unavailable: dict[str, str]) -> Seconds:
     """Watch as long as the stack; who cannot is noted, and then nothing is measured."""
     try:
-        return stack.enter_context(Standstill()).seconds
+        return stack.enter_context(closing(Standstill())).seconds
     except BenchError as error:
         unavailable[PROGRAM] = str(error)
         return lambda _: {}
@@ -143,16 +141,3 @@ class Standstill:
         self._process.kill()
         with self._process:
             pass
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End it."""
-        self.close()

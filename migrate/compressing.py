@@ -117,12 +117,15 @@ class Compressing:
         elif self._is_certain and self._since_change >= SAMPLES:
             self._taken_for = None  # it was right
 
-    def carries(self, rate: float, *, is_certain: bool) -> None:
-        """Note how many bytes a second arrive; that is not certain while both sides begin."""
+    def carries(self, rate: float, lately: float, *, is_certain: bool) -> None:
+        """Note how many bytes a second arrive; that is not certain while both sides begin.
+
+        ``lately`` is of the last moment alone: what had to wait and comes at once counts in that.
+        """
         if self._limited:
             return
         self._rate, self._is_certain = rate, is_certain
-        is_more = self._taken_for is not None and rate > MORE * self._taken_for
+        is_more = self._taken_for is not None and lately > MORE * self._taken_for
         self._more = self._more + 1 if is_more else 0
         if self._more == AGAIN:
             self._give_up_early()
@@ -137,12 +140,14 @@ class Compressing:
     @property
     def _is_slow(self) -> bool:
         """Whether enough is known of the link to try."""
-        if self._resting or not self._rate or not (self._is_certain or self._may_be_early):
+        if self._resting or not self._rate:
             return False
-        slowest = WORTHWHILE if self._is_certain else SURELY
-        enough = SAMPLES // 4 if self._rate < SURELY else SAMPLES
-        if not self._is_certain:
-            enough = SAMPLES // 8
+        if self._is_certain:
+            slowest, enough = WORTHWHILE, SAMPLES // 4 if self._rate < SURELY else SAMPLES
+        elif self._may_be_early:
+            slowest, enough = SURELY, SAMPLES // 8
+        else:
+            return False
         return self._rate < slowest and len(self._blocked) >= enough
 
     def _try(self, now: float) -> None:

@@ -121,7 +121,7 @@ class Pace:
             if not self._has_begun and self._since - self._first >= BEGINNING:
                 is_first = self._has_begun = True
             self.rate = rate if is_first else (self.rate + rate) / 2
-            self._compressing.carries(self.rate, is_certain=self._has_begun)
+            self._compressing.carries(self.rate, rate, is_certain=self._has_begun)
             self._since, self._base = now, self._arrived
 
     def resumes(self) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import pytest
 
 from pymigrate.migrate.compressing import (
+    AGAIN,
     CALM,
     HIGHEST,
     LEVEL,
     LEVELS,
+    MORE,
     REST,
     SAMPLES,
     SOME,
     SURELY,
+    TRIAL,
     WORTHWHILE,
+    Compressing,
 )
 from pymigrate.migrate.pace import BEGINNING, Pace
 from tests.fakes.links import BATCH, Link, carried
@@ -62,19 +66,19 @@ def test_what_failed_in_the_beginning_is_tried_again_when_that_is_over() -> None
 
 def test_a_burst_after_a_pause_is_not_taken_for_a_faster_link() -> None:
     pace = Pace()
-    link = Link(12.5e6)
-    link.carry(pace, SAMPLES // 2, blocked=True)
+    link = Link(SLOW * 0.8, cpus=1e10)
+    link.carry(pace, SAMPLES // 8 + 1 + TRIAL, blocked=True)  # it was worth it
     tried = pace.level
-    for _ in range(4):
-        link.now += 0.3
-        link.rate = 80e6
-        link.carry(pace, 8, blocked=True)
+    link.now += 0.3
+    link.carry(pace, 1, blocked=True)
+    link.rate = 10 * SLOW
+    link.carry(pace, 24, blocked=True)
+    link.rate = SLOW * 0.8
+    for _ in range(24):
+        link.carry(pace, 1, blocked=True)
         assert pace.level is not None
-        link.rate = 12.5e6
-        link.carry(pace, SAMPLES // 4, blocked=True)
-        assert tried == pace.level
 
-    assert HIGHEST == tried
+    assert LESS == tried
 
 
 @pytest.mark.parametrize(("bound", "level"), LEVELS)
@@ -203,3 +207,110 @@ def test_what_is_limited_below_what_zstd_gives_is_compressed_from_the_start() ->
 
     assert slow.level is not None
     assert fast.level is None
+
+
+GIGABIT = 119e6  # bytes a second
+
+
+def tried_early(rate: float = GIGABIT) -> Compressing:
+    """Begin on a link of this rate, which is waited for."""
+    made = Compressing()
+    carried_so(made, rate, is_certain=False)
+    waited(made, SAMPLES // 8)
+    return made
+
+
+def carried_so(made: Compressing, rate: float, *, is_certain: bool) -> None:
+    made.carries(rate, rate, is_certain=is_certain)
+
+
+def waited(made: Compressing, times: int, *, blocked: bool = True) -> None:
+    for _ in range(times):
+        made.waits(0.0, blocked=blocked)
+
+
+def succeeded(made: Compressing) -> None:
+    """End the trial, with three times as many pages as the link could carry before."""
+    made.taken(0, 0, 0.0)
+    made.taken(TRIAL, int(3 * GIGABIT), 1.0)
+
+
+def test_only_what_carries_more_several_times_in_turn_is_another_link() -> None:
+    made = tried_early()
+    for _ in range(2):
+        for _ in range(AGAIN - 1):
+            carried_so(made, GIGABIT * MORE * 1.01, is_certain=False)
+            assert LEVEL == made.level
+        carried_so(made, GIGABIT * MORE * 0.99, is_certain=False)
+    for _ in range(AGAIN):
+        assert LEVEL == made.level
+        carried_so(made, GIGABIT * MORE * 1.01, is_certain=False)
+
+    assert made.level is None
+
+
+def test_a_beginning_is_judged_once() -> None:
+    made = tried_early()
+    for _ in range(AGAIN):
+        carried_so(made, GIGABIT * MORE * 1.01, is_certain=False)
+    carried_so(made, GIGABIT, is_certain=False)
+    waited(made, SAMPLES)
+    early = made.level
+    carried_so(made, GIGABIT, is_certain=True)
+    waited(made, 1)
+
+    assert [None, LEVEL] == [early, made.level]
+
+
+def test_a_link_that_may_be_fast_is_not_judged_by_its_beginning() -> None:
+    made = tried_early((SURELY + WORTHWHILE) / 2)
+    waited(made, SAMPLES)
+    early = made.level
+    carried_so(made, (SURELY + WORTHWHILE) / 2, is_certain=True)
+    waited(made, 1)
+
+    assert [None, LEVEL] == [early, made.level]
+
+
+def test_what_a_link_was_taken_for_does_not_count_for_ever() -> None:
+    made = tried_early()
+    succeeded(made)
+    carried_so(made, GIGABIT, is_certain=True)
+    made.taken(SAMPLES, int(9 * GIGABIT), 3.0)
+    for _ in range(AGAIN):
+        carried_so(made, GIGABIT * MORE * 1.01, is_certain=True)
+
+    assert LEVEL == made.level
+
+
+def test_the_level_follows_the_link_but_not_within_a_trial() -> None:
+    made = tried_early()
+    slowest, _ = LEVELS[0]
+    carried_so(made, slowest * 0.9, is_certain=False)
+    within = made.level
+    succeeded(made)
+    carried_so(made, slowest * 0.9, is_certain=True)
+    slower = made.level
+    carried_so(made, GIGABIT, is_certain=True)
+
+    assert [LEVEL, HIGHEST, LEVEL] == [within, slower, made.level]
+
+
+def test_what_arrives_says_nothing_where_the_limit_is_ours() -> None:
+    made = Compressing(LEVELS[0][0] * 0.9)
+    carried_so(made, 2 * WORTHWHILE, is_certain=True)
+
+    assert HIGHEST == made.level
+
+
+def test_a_trial_that_nobody_waited_for_leaves_nothing_behind() -> None:
+    made = tried_early()
+    waited(made, SAMPLES, blocked=False)
+    idle = made.level
+    for count in range(1, AGAIN + 1):
+        carried_so(made, GIGABIT * MORE * 1.01, is_certain=False)
+        made.taken(TRIAL // 2, 1, float(count))
+    carried_so(made, GIGABIT, is_certain=False)
+    waited(made, SAMPLES // 8)
+
+    assert [None, LEVEL] == [idle, made.level]
