@@ -72,9 +72,9 @@ def test_a_burst_after_a_pause_is_not_taken_for_a_faster_link() -> None:
     link.now += 0.3
     link.carry(pace, 1, blocked=True)
     link.rate = 10 * SLOW
-    link.carry(pace, 24, blocked=True)
+    link.carry(pace, 16, blocked=True)
     link.rate = SLOW * 0.8
-    for _ in range(24):
+    for _ in range(16):
         link.carry(pace, 1, blocked=True)
         assert pace.level is not None
 
@@ -314,3 +314,12 @@ def test_a_trial_that_nobody_waited_for_leaves_nothing_behind() -> None:
     waited(made, SAMPLES // 8)
 
     assert [None, LEVEL] == [idle, made.level]
+
+
+def test_only_its_last_moments_show_that_a_link_carries_more() -> None:
+    """A mean of before still has a burst in it when that is over."""
+    made = tried_early()
+    for _ in range(2 * AGAIN):
+        made.carries(GIGABIT * MORE * 1.01, GIGABIT, is_certain=False)
+
+    assert LEVEL == made.level
